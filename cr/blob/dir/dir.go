@@ -1,0 +1,192 @@
+package dir
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"github.com/stasis-cr/stasis/cr/blob"
+	"github.com/stasis-cr/stasis/cr/errs"
+)
+
+// A Dir is a checkpoint in a directory, read and found whole.
+type Dir struct {
+	root *os.Root
+	img  *blob.Image
+}
+
+// Open reads and checks the checkpoint in path. The caller closes it. Errors
+// wrap errs.ErrNotImage, errs.ErrVersion or errs.ErrCorrupt, or are the file
+// system's.
+func Open(path string) (*Dir, error) {
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, fmt.Errorf("image directory: %w", err)
+	}
+	d, err := open(root)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("image directory %s: %w", path, err), root.Close())
+	}
+	return d, nil
+}
+
+func open(root *os.Root) (*Dir, error) {
+	img, err := readState(root)
+	if err != nil {
+		return nil, err
+	}
+	d := &Dir{root: root, img: img}
+	for _, n := range named(img) {
+		f, err := d.Open(n.name)
+		if err != nil {
+			return nil, err
+		}
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// readState reads and validates state.img.
+func readState(root *os.Root) (*blob.Image, error) {
+	f, size, err := openRegular(root, blob.StateFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && exists(root, "inventory.img"):
+		return nil, fmt.Errorf("no %s, but an image of CRIU: %w", blob.StateFile, errs.ErrNotImage)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("no %s: %w", blob.StateFile, errs.ErrNotImage)
+	case err != nil:
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	img, err := blob.Read(f, size)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", blob.StateFile, err)
+	}
+	if err := img.Validate(); err != nil {
+		return nil, fmt.Errorf("%s: %w", blob.StateFile, err)
+	}
+	return img, nil
+}
+
+func exists(root *os.Root, name string) bool {
+	_, err := root.Lstat(name)
+	return err == nil
+}
+
+// Image is what state.img holds. It is shared: callers do not change it.
+func (d *Dir) Image() *blob.Image { return d.img }
+
+// Open opens a file that the image names, for reading. The caller closes it.
+// Other files are none of the checkpoint's: they are refused.
+func (d *Dir) Open(name string) (*os.File, error) {
+	for _, n := range named(d.img) {
+		if n.name != name {
+			continue
+		}
+		f, _, err := openRegular(d.root, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s is missing: %w", name, errs.ErrCorrupt)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := n.check(f); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		return f, nil
+	}
+	return nil, fmt.Errorf("%q is not part of the checkpoint: %w", name, fs.ErrNotExist)
+}
+
+// Close releases the directory. Files that were opened stay open.
+func (d *Dir) Close() error { return d.root.Close() }
+
+// openRegular opens a regular file of root and nothing else. It looks before it
+// opens, because opening a device or a FIFO may do something or wait for ever,
+// and after, because the name may have changed hands in between.
+func openRegular(root *os.Root, name string) (*os.File, int64, error) {
+	before, err := root.Lstat(name)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !before.Mode().IsRegular() {
+		return nil, 0, fmt.Errorf("%s is a %s, not a regular file: %w", name, kind(before.Mode()), errs.ErrCorrupt)
+	}
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	after, err := f.Stat()
+	if err == nil && !os.SameFile(before, after) {
+		err = fmt.Errorf("%s changed while it was opened: %w", name, errs.ErrCorrupt)
+	}
+	if err != nil {
+		return nil, 0, errors.Join(err, f.Close())
+	}
+	return f, after.Size(), nil
+}
+
+func kind(m fs.FileMode) string {
+	switch {
+	case m&fs.ModeSymlink != 0:
+		return "symbolic link"
+	case m.IsDir():
+		return "directory"
+	case m&fs.ModeNamedPipe != 0:
+		return "FIFO"
+	case m&fs.ModeSocket != 0:
+		return "socket"
+	}
+	return "device"
+}
+
+// namedFile is a file that an image names, and its size in bytes.
+type namedFile struct {
+	name string
+	size uint64
+}
+
+// named lists the files that make up the checkpoint besides state.img.
+func named(img *blob.Image) []namedFile {
+	var list []namedFile
+	if p := img.Pages; p.GetFile() != "" {
+		list = append(list, namedFile{p.GetFile(), p.GetSize()})
+	}
+	for _, t := range img.Namespaces.GetTmpfs() {
+		if t.GetArchive() != "" {
+			list = append(list, namedFile{t.GetArchive(), t.GetSize()})
+		}
+	}
+	return list
+}
+
+// check compares the size of f with the recorded one.
+func (n namedFile) check(f *os.File) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() < 0 || uint64(st.Size()) != n.size {
+		return fmt.Errorf("%s has %d bytes, want %d: %w", n.name, st.Size(), n.size, errs.ErrCorrupt)
+	}
+	return nil
+}
+
+// plain tells whether name is one that an image may use: lower case letters,
+// digits, dots and dashes, no dot in front.
+func plain(name string) bool {
+	if name == "" || name[0] == '.' || len(name) > 64 {
+		return false
+	}
+	for i := range len(name) {
+		c := name[i]
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '.' && c != '-' {
+			return false
+		}
+	}
+	return true
+}

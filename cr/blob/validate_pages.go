@@ -1,0 +1,89 @@
+package blob
+
+import (
+	"fmt"
+
+	"github.com/stasis-cr/stasis/cr/errs"
+)
+
+// pages checks the index of the page store: chunks lie back to back and fill it.
+func (v *validator) pages() error {
+	p := v.img.Pages
+	if p == nil {
+		return nil
+	}
+	if p.File != "" || p.Size != 0 {
+		if err := v.fileName(p.File); err != nil {
+			return in(err, "page store")
+		}
+	}
+	var at uint64
+	for i, c := range p.Chunks {
+		switch {
+		case c.Raw == 0 || c.Raw%pageSize != 0 || c.Raw > maxRaw:
+			return bad("chunk %d: %d bytes of pages", i, c.Raw)
+		case c.Codec != Chunk_RAW:
+			return fmt.Errorf("chunk %d: codec %d: %w", i, c.Codec, errs.ErrVersion)
+		case c.Stored != c.Raw:
+			return bad("chunk %d: %d bytes stored for %d", i, c.Stored, c.Raw)
+		case c.Offset != at:
+			return bad("chunk %d: at %d, want %d", i, c.Offset, at)
+		}
+		at += uint64(c.Stored)
+	}
+	if at != p.Size {
+		return bad("page store: %d bytes, but chunks of %d", p.Size, at)
+	}
+	return nil
+}
+
+// extents checks a list of page runs: ascending, disjoint, inside of chunks, and
+// each such that covers agrees. It answers the number of pages.
+func (v *validator) extents(list []*Extent, covers func(start, end uint64) bool) (uint64, error) {
+	chunks := v.img.Pages.GetChunks()
+	var last, pages uint64
+	for _, e := range list {
+		if e.Start%pageSize != 0 || e.Pages == 0 || e.Start > maxOffset || e.Start < last {
+			return 0, bad("pages at %x: %d of them, the ones before end at %x", e.Start, e.Pages, last)
+		}
+		if uint64(e.Chunk) >= uint64(len(chunks)) {
+			return 0, bad("pages at %x: no chunk %d", e.Start, e.Chunk)
+		}
+		if have := uint64(chunks[e.Chunk].Raw / pageSize); uint64(e.Page)+uint64(e.Pages) > have {
+			return 0, bad("pages at %x: %d from page %d of chunk %d, which has %d", e.Start, e.Pages, e.Page, e.Chunk, have)
+		}
+		last = e.Start + uint64(e.Pages)*pageSize
+		if !covers(e.Start, last) {
+			return 0, bad("pages at %x: %d of them: nothing to put them in", e.Start, e.Pages)
+		}
+		pages += uint64(e.Pages)
+	}
+	return pages, nil
+}
+
+// contents checks bytes without a name. Each of their pages is stored for itself,
+// so that they can't grow beyond what the store holds: they are filled outside of
+// the container's memory limit.
+func (v *validator) contents() (err error) {
+	if v.contentsByID, err = index("contents", v.img.Contents); err != nil {
+		return err
+	}
+	var stored, used uint64
+	for _, c := range v.img.Pages.GetChunks() {
+		stored += uint64(c.Raw / pageSize)
+	}
+	for _, c := range v.img.Contents {
+		if c.Size > maxOffset {
+			return bad("contents %d: %d bytes", c.Id, c.Size)
+		}
+		end := (c.Size + pageSize - 1) &^ (pageSize - 1)
+		n, err := v.extents(c.Extents, func(_, e uint64) bool { return e <= end })
+		if err != nil {
+			return in(err, "contents %d", c.Id)
+		}
+		if used += n; used > stored {
+			return bad("contents %d: more pages than are stored", c.Id)
+		}
+	}
+	return nil
+}
