@@ -1,0 +1,197 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/stasis-cr/stasis/cr/errs"
+	"github.com/stasis-cr/stasis/cr/fault"
+	"github.com/stasis-cr/stasis/cr/tracer"
+	"golang.org/x/sys/unix"
+)
+
+// runAt lets the task run with registers r until it rings the bell at offset
+// end of the slot, and returns its registers then.
+func (v *Visitor) runAt(ctx context.Context, r unix.PtraceRegs, end int) (unix.PtraceRegs, error) {
+	if err := v.t.SetRegs(&r); err != nil {
+		return r, err
+	}
+	sig := 0
+	for {
+		if err := v.t.Cont(sig); err != nil {
+			return r, err
+		}
+		if err := fault.Point("visit-running"); err != nil {
+			return r, errors.Join(err, v.catch(ctx))
+		}
+		st, err := v.t.Wait(ctx, v.opt.Bound)
+		if err != nil {
+			return r, errors.Join(err, v.catch(ctx))
+		}
+		if r, err = v.t.Regs(); err != nil {
+			return r, err
+		}
+		over, next, err := v.judge(st, r.Rip == uint64(v.slot)+uint64(end))
+		if over || err != nil {
+			return r, err
+		}
+		sig = next
+	}
+}
+
+// judge says what a stop means: that the task is done, or with which signal it
+// has to go on. SIGSTOP, which can't be blocked, is delivered: the stop of the
+// process begins, the visited thread goes on to run because ptrace lets it, and
+// the kernel makes it join the stop when it is detached.
+func (v *Visitor) judge(st tracer.Stop, atEnd bool) (over bool, sig int, err error) {
+	switch {
+	case st.Kind == tracer.Gone:
+		return false, 0, fmt.Errorf("task died in a visit: %w", errs.ErrGone)
+	case st.Kind != tracer.Signal:
+		return false, 0, nil
+	case st.Signal == v.bell.sig:
+		return atEnd, 0, v.hold(st.Signal, atEnd)
+	case v.bell.guarded&bit(st.Signal) != 0:
+		return false, 0, v.hold(st.Signal, false)
+	case st.Signal == unix.SIGSTOP:
+		return false, int(st.Signal), nil
+	}
+	return false, 0, fmt.Errorf("signal %v in a visit, where it is blocked: it comes from a fault", st.Signal)
+}
+
+// siTkill is SI_TKILL: sent to one thread by tgkill, as the bell is.
+const siTkill = -6
+
+func signalOf(info []byte) unix.Signal { return unix.Signal(binary.NativeEndian.Uint32(info)) }
+
+// hold keeps a guarded signal that is not our bell for Close to deliver. The
+// bell is told by where the task stands; a signal from elsewhere that arrived
+// just there and swallowed the bell, since standard signals don't queue, is told
+// by its code. Of a kind one is enough, for the same reason.
+func (v *Visitor) hold(sig unix.Signal, atEnd bool) error {
+	if v.bell.guarded&bit(sig) == 0 {
+		return nil
+	}
+	info, err := v.t.SigInfo()
+	if err != nil {
+		return err
+	}
+	code := int32(binary.NativeEndian.Uint32(info[8:]))
+	if atEnd && code == siTkill {
+		return nil
+	}
+	same := func(b []byte) bool { return signalOf(b) == sig }
+	if !slices.ContainsFunc(v.held, same) {
+		v.held = append(v.held, info)
+	}
+	return nil
+}
+
+// catch stops a task that didn't answer, so that Close finds it in a stop.
+func (v *Visitor) catch(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	if err := v.t.Interrupt(); err != nil {
+		return err
+	}
+	_, err := v.t.Wait(ctx, v.opt.Bound)
+	return err
+}
+
+// write puts b into the slot. /proc/PID/mem writes through the protection and
+// makes the page a private copy; where that is forbidden (proc_mem.force_override
+// since Linux 6.12) PTRACE_POKEDATA does it word by word.
+func (v *Visitor) write(b []byte) error {
+	n, err := unix.Pwrite(v.mem, b, int64(v.slot))
+	if err == nil && n == len(b) {
+		return nil
+	}
+	padded := append(bytes.Clone(b), make([]byte, -len(b)&7)...)
+	if _, e := unix.PtracePokeData(v.t.TID, uintptr(v.slot), padded); e != nil {
+		return fmt.Errorf("write to the vdso of task %d: %w", v.t.TID, errors.Join(err, e))
+	}
+	return nil
+}
+
+// abortRSeq does to r what the kernel does when it resumes a task that was
+// preempted within a restartable sequence (rseq_ip_fixup in kernel/rseq.c). The
+// kernel itself could no longer: it forgets the sequence when it resumes the
+// task elsewhere.
+func abortRSeq(t *tracer.Task, r *unix.PtraceRegs) error {
+	rs, err := t.RSeq()
+	if errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL) { // kernel without it
+		return nil
+	}
+	if err != nil || rs.Pointer == 0 {
+		return err
+	}
+	// struct rseq: cpu_id_start, cpu_id, rseq_cs.
+	var area [16]byte
+	if err := readTask(t.TID, Addr(rs.Pointer), area[:]); err != nil {
+		return err
+	}
+	at := binary.LittleEndian.Uint64(area[8:])
+	if at == 0 {
+		return nil
+	}
+	// struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
+	var cs [32]byte
+	if err := readTask(t.TID, Addr(at), cs[:]); err != nil {
+		return err
+	}
+	start := binary.LittleEndian.Uint64(cs[8:])
+	length := binary.LittleEndian.Uint64(cs[16:])
+	if r.Rip-start < length {
+		r.Rip = binary.LittleEndian.Uint64(cs[24:])
+	}
+	return nil
+}
+
+// Times and naps of settling: a stale slot takes a task microseconds.
+const (
+	settleTries = 50
+	settleNap   = 20 * time.Microsecond
+)
+
+// findSlot finds a place for the stub. Slots that dead visits left behind stay
+// as they are while there is another: some thread may still run one, or come
+// back to it from a signal's handler.
+func (v *Visitor) findSlot(ctx context.Context) (Addr, error) {
+	s, err := findSlots(v.t.TID, v.opt.VDSO)
+	if err != nil {
+		return 0, err
+	}
+	if err := v.settle(ctx, s); err != nil {
+		return 0, err
+	}
+	if len(s.free) > 0 {
+		return s.free[0], nil
+	}
+	return 0, fmt.Errorf("vdso of task %d has no room, %d slots left behind by dead visits: %w",
+		v.t.TID, len(s.stale), errs.ErrUnsupported)
+}
+
+// settle lets a task that a dead visit left in its stub find its way home.
+func (v *Visitor) settle(ctx context.Context, s slots) error {
+	for try := range settleTries {
+		r, err := v.t.Regs()
+		if err != nil || !s.within(r.Rip) {
+			return err
+		}
+		if err := v.t.Cont(0); err != nil {
+			return err
+		}
+		nap := unix.NsecToTimespec(int64(settleNap) * int64(try))
+		if err := unix.Nanosleep(&nap, nil); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if _, err := v.t.Halt(ctx, v.opt.Bound); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("task %d does not leave the stub of a dead visit: %w", v.t.TID, errs.ErrTimeout)
+}
