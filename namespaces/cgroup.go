@@ -1,0 +1,51 @@
+package namespaces
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/stasis-cr/stasis/cr/errs"
+)
+
+// checkCgroup refuses a task that was moved to another cgroup than its init's:
+// the OCI runtime makes one cgroup for a container, and groups that the container
+// made beneath it are not recorded.
+func checkCgroup(initPID, pid int) error {
+	want, err := cgroups(initPID)
+	if err != nil {
+		return err
+	}
+	got, err := cgroups(pid)
+	if err != nil {
+		return err
+	}
+	for controllers, path := range got {
+		if path != want[controllers] {
+			return fmt.Errorf("cgroup %s: task is in %s, init in %s: %w",
+				controllers, path, want[controllers], errs.ErrUnsupported)
+		}
+	}
+	return nil
+}
+
+// cgroups returns the path in each hierarchy by its controllers; those of
+// version 2 are "unified" (cgroups(7), /proc/pid/cgroup).
+func cgroups(pid int) (map[string]string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return nil, err
+	}
+	paths := make(map[string]string)
+	for line := range strings.Lines(string(b)) {
+		part := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(part) != 3 {
+			return nil, fmt.Errorf("/proc/%d/cgroup: %q: %w", pid, line, errs.ErrUnsupported)
+		}
+		if part[1] == "" {
+			part[1] = "unified"
+		}
+		paths[part[1]] = part[2]
+	}
+	return paths, nil
+}
