@@ -1,0 +1,187 @@
+package mem
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/stasis-cr/stasis/cr/blob"
+)
+
+// run is a piece of a chunk and where it belongs: an address, or an offset.
+type run struct {
+	addr     uint64
+	from, to int // in the chunk's raw bytes
+}
+
+// Target takes pages on their way back.
+type Target interface {
+	put(raw []byte, runs []run) error
+}
+
+// use is all that one target needs of one chunk.
+type use struct {
+	target Target
+	runs   []run
+}
+
+// Plan says for each chunk of a page store who needs which of its pages. Its
+// zero value is not ready: use NewPlan. Chunk and page numbers were checked when
+// the image was validated.
+type Plan struct {
+	store *blob.PageStore
+	uses  [][]use
+	bytes int64
+	done  atomic.Int64
+}
+
+// NewPlan returns a plan that wants nothing.
+func NewPlan(store *blob.PageStore) *Plan {
+	return &Plan{store: store, uses: make([][]use, len(store.GetChunks()))}
+}
+
+// Want adds extents that belong to t.
+func (p *Plan) Want(extents []*blob.Extent, t Target) {
+	for _, e := range extents {
+		from := int(e.Page) * PageSize
+		r := run{e.Start, from, from + int(e.Pages)*PageSize}
+		p.bytes += int64(r.to - r.from)
+		u := p.uses[e.Chunk]
+		if n := len(u); n > 0 && u[n-1].target == t {
+			u[n-1].runs = append(u[n-1].runs, r)
+			continue
+		}
+		p.uses[e.Chunk] = append(u, use{t, []run{r}})
+	}
+}
+
+// Progress returns the bytes put and the bytes wanted.
+func (p *Plan) Progress() (done, total int64) { return p.done.Load(), p.bytes }
+
+// Fill reads each chunk that is wanted once, checks it and puts its pages.
+func (p *Plan) Fill(ctx context.Context, store io.ReaderAt) error {
+	group, ctx := errgroup.WithContext(ctx)
+	next := atomic.Int64{}
+	for range workers {
+		group.Go(func() error {
+			buf := make([]byte, ChunkSize)
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(p.uses) {
+					return nil
+				}
+				if len(p.uses[i]) == 0 {
+					continue
+				}
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				if err := p.fillChunk(store, i, buf); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	return group.Wait()
+}
+
+func (p *Plan) fillChunk(store io.ReaderAt, i int, buf []byte) error {
+	raw, err := readChunk(store, i, p.store.Chunks[i], buf)
+	if err != nil {
+		return err
+	}
+	for _, u := range p.uses[i] {
+		if err := u.target.put(raw, u.runs); err != nil {
+			return err
+		}
+		for _, r := range u.runs {
+			p.done.Add(int64(r.to - r.from))
+		}
+	}
+	return nil
+}
+
+// TaskTarget writes into the memory of a stopped task from outside.
+type TaskTarget struct {
+	pid int
+	mem *os.File
+}
+
+// NewTaskTarget opens the memory of pid; the caller closes it. The caller traces
+// the task, so that memory which the task itself can't write is written too.
+func NewTaskTarget(pid int) (*TaskTarget, error) {
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &TaskTarget{pid, f}, nil
+}
+
+// Close closes the memory.
+func (t *TaskTarget) Close() error { return t.mem.Close() }
+
+func (t *TaskTarget) put(raw []byte, runs []run) error {
+	for len(runs) > 0 {
+		n := min(len(runs), maxIov)
+		local := make([]unix.Iovec, n)
+		remote := make([]unix.RemoteIovec, n)
+		size := 0
+		for i, r := range runs[:n] {
+			local[i] = unix.Iovec{Base: &raw[r.from], Len: uint64(r.to - r.from)}
+			remote[i] = unix.RemoteIovec{Base: uintptr(r.addr), Len: r.to - r.from}
+			size += r.to - r.from
+		}
+		if got, err := unix.ProcessVMWritev(t.pid, local, remote, 0); err != nil || got != size {
+			if err := t.putEach(raw, runs[:n]); err != nil {
+				return err
+			}
+		}
+		runs = runs[n:]
+	}
+	return nil
+}
+
+// putEach writes through /proc/PID/mem, which breaks copy-on-write of mappings
+// that the task may not write, as a debugger's breakpoint does.
+func (t *TaskTarget) putEach(raw []byte, runs []run) error {
+	for _, r := range runs {
+		if _, err := t.mem.WriteAt(raw[r.from:r.to], int64(r.addr)); err != nil {
+			return fmt.Errorf("memory %x-%x: %w", r.addr, r.addr+uint64(r.to-r.from), err)
+		}
+	}
+	return nil
+}
+
+// fileTarget writes into a file of a known size: the last page may end early.
+type fileTarget struct {
+	f    *os.File
+	size uint64
+}
+
+func (t *fileTarget) put(raw []byte, runs []run) error {
+	for _, r := range runs {
+		b := raw[r.from:r.to]
+		if left := t.size - min(t.size, r.addr); uint64(len(b)) > left {
+			b = b[:left]
+		}
+		if _, err := t.f.WriteAt(b, int64(r.addr)); err != nil {
+			return fmt.Errorf("%s at %d: %w", t.f.Name(), r.addr, err)
+		}
+	}
+	return nil
+}
+
+// RestoreContents gives f, which is empty, the size and the bytes of c.
+func RestoreContents(ctx context.Context, c *blob.Contents, store *blob.PageStore, pages io.ReaderAt, f *os.File) error {
+	if err := f.Truncate(int64(c.Size)); err != nil {
+		return err
+	}
+	p := NewPlan(store)
+	p.Want(c.Extents, &fileTarget{f, c.Size})
+	return p.Fill(ctx, pages)
+}
