@@ -1,0 +1,62 @@
+package task
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stasis-cr/stasis/cr/blob"
+	"github.com/stasis-cr/stasis/cr/procfs"
+)
+
+// limitsOf reads a process's limits. The file is read, not prlimit(2): that
+// needs CAP_SYS_RESOURCE for another user's process.
+func limitsOf(pid int) ([]*blob.RLimit, error) {
+	list, err := procfs.ReadLimits(pid)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*blob.RLimit, 0, len(list))
+	for _, l := range list {
+		out = append(out, &blob.RLimit{Resource: uint32(l.Resource), Soft: l.Soft, Hard: l.Hard})
+	}
+	return out, nil
+}
+
+// setLimits gives a process its limits, from outside. Those it has already are
+// not touched: raising a hard limit needs CAP_SYS_RESOURCE.
+func setLimits(pid int, want []*blob.RLimit) error {
+	have, err := limitsOf(pid)
+	if err != nil {
+		return err
+	}
+	is := map[uint32]*blob.RLimit{}
+	for _, l := range have {
+		is[l.Resource] = l
+	}
+	for _, w := range want {
+		if h := is[w.Resource]; h != nil && h.Soft == w.Soft && h.Hard == w.Hard {
+			continue
+		}
+		lim := unix.Rlimit{Cur: w.Soft, Max: w.Hard}
+		if err := unix.Prlimit(pid, int(w.Resource), &lim, nil); err != nil {
+			return fmt.Errorf("limit %d to %d:%d: %w", w.Resource, w.Soft, w.Hard, err)
+		}
+	}
+	return nil
+}
+
+func readInt(path string) (int64, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return n, nil
+}
