@@ -1,0 +1,148 @@
+package cr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/stasis-cr/stasis/cr/errs"
+	"github.com/stasis-cr/stasis/cr/object"
+	"github.com/stasis-cr/stasis/cr/procfs"
+	"github.com/stasis-cr/stasis/namespaces"
+)
+
+// Check lists everything that stands in the way of a checkpoint, without
+// stopping anything. The error says that the look itself did not work.
+func Check(ctx context.Context, o CheckpointOptions) ([]error, error) {
+	c, err := findContainer(ctx, &o)
+	if err != nil {
+		return nil, err
+	}
+	return survey(ctx, c, &o)
+}
+
+// survey looks at a container that may be running and collects every refusal. A
+// task that ends meanwhile is passed over.
+func survey(ctx context.Context, c *container, o *CheckpointOptions) ([]error, error) {
+	pids, err := family(c.initPID)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.id, err)
+	}
+	refusals, err := outsiders(c, pids)
+	if err != nil {
+		return nil, err
+	}
+	number := map[int]int{}
+	var tasks []int
+	for _, pid := range pids {
+		st, err := procfs.ReadStatus(pid)
+		if vanished(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		number[pid] = containerPID(&st)
+		if st.State == 'Z' { // has left its cgroups and namespaces
+			continue
+		}
+		tids, err := threadsOf(pid)
+		if err != nil && !vanished(err) {
+			return nil, err
+		}
+		tasks = append(tasks, tids...)
+	}
+	refusals = append(refusals, namespaces.Check(ctx, c.initPID, tasks, c.spec)...)
+	objects := newObjects(c, o, noContents{}, func(host int) int { return number[host] }, true)
+	for _, pid := range pids {
+		if err := surveyProcess(ctx, object.ProcRef{HostPID: pid, PID: number[pid]}, objects); err != nil && !vanished(err) {
+			refusals = append(refusals, flatten(err)...)
+		}
+	}
+	if _, _, err := objects.Finish(ctx); err != nil {
+		refusals = append(refusals, flatten(err)...)
+	}
+	return refusals, objects.Close()
+}
+
+// noContents stores nothing: a survey reads no contents.
+type noContents struct{}
+
+func (noContents) Write(context.Context, io.ReaderAt, int64) (uint32, error) { return 1, nil }
+
+func surveyProcess(ctx context.Context, ref object.ProcRef, objects *object.Capture) error {
+	st, err := procfs.ReadStatus(ref.HostPID)
+	if err != nil {
+		return err
+	}
+	if zombie := st.State == 'Z'; zombie {
+		if st.Threads > 1 {
+			return &errs.Error{PID: ref.PID, Err: fmt.Errorf("its main thread has ended while others run: %w", errs.ErrUnsupported)}
+		}
+		return nil
+	}
+	var all []error
+	if st.TracerPID != 0 {
+		all = append(all, &errs.Error{PID: ref.PID, Err: fmt.Errorf("is traced by process %d: end that first", st.TracerPID)})
+	}
+	_, _, err = objects.Table(ctx, ref)
+	all = append(all, err)
+	for _, link := range []string{"cwd", "root", "exe"} {
+		_, err := objects.Path(ctx, ref, link)
+		all = append(all, err)
+	}
+	return errors.Join(append(all, surveyMappings(ctx, ref, objects))...)
+}
+
+// outsiders refuses processes in the container's cgroup that do not descend
+// from its init: those that were brought in by exec.
+func outsiders(c *container, pids []int) ([]error, error) {
+	inside, err := c.cgroup.GetAllPids()
+	if err != nil {
+		return nil, fmt.Errorf("container %s: processes of its cgroup: %w", c.id, err)
+	}
+	var refusals []error
+	for _, pid := range inside {
+		if slices.Contains(pids, pid) {
+			continue
+		}
+		st, err := procfs.ReadStatus(pid)
+		if err != nil {
+			continue // ended
+		}
+		if again, err := family(c.initPID); err == nil && slices.Contains(again, pid) {
+			continue // born since
+		}
+		refusals = append(refusals, &errs.Error{
+			PID: containerPID(&st), Obj: errs.Name(fmt.Sprintf("(%s)", st.Name)),
+			Err: fmt.Errorf("was brought in by exec and has its parent outside: let it end first: %w", errs.ErrUnsupported),
+		})
+	}
+	return refusals, nil
+}
+
+// flatten takes joined errors apart.
+func flatten(err error) []error {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // only the outermost join is taken apart
+	if !ok {
+		return []error{err}
+	}
+	var lines []string
+	for _, e := range joined.Unwrap() {
+		lines = append(lines, e.Error())
+	}
+	if strings.Join(lines, "\n") != err.Error() { // an error with two causes, not two errors
+		return []error{err}
+	}
+	var out []error
+	for _, e := range joined.Unwrap() {
+		out = append(out, flatten(e)...)
+	}
+	return out
+}

@@ -1,0 +1,431 @@
+package cr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"golang.org/x/sys/unix"
+
+	"github.com/stasis-cr/stasis/cr/errs"
+	"github.com/stasis-cr/stasis/cr/fault"
+	"github.com/stasis-cr/stasis/cr/procfs"
+	"github.com/stasis-cr/stasis/cr/sys"
+	"github.com/stasis-cr/stasis/cr/task"
+	"github.com/stasis-cr/stasis/cr/tracer"
+)
+
+// Bounds of the freeze.
+const (
+	freezeBound = 10 * time.Second       // until all tasks are stopped
+	stopNap     = 2 * time.Millisecond   // for one task, before the others are tried
+	seizeBound  = 100 * time.Millisecond // a seize that takes longer waits for a frozen task
+	releaseWait = time.Second
+)
+
+// births are those that the kernel attaches for us while tasks are stopped
+// one by one, and the exec that ends a vfork.
+const births = tracer.TraceFork | tracer.TraceVfork | tracer.TraceClone | tracer.TraceExec
+
+// process is one process of a frozen container.
+type process struct {
+	hostPID, hostPPID int
+	status            procfs.Status
+	threads           []*task.Stopped // leader first; none in a zombie
+	zombie            bool
+	stopSignal        unix.Signal // of job control; 0 if it runs
+}
+
+// frozen is a container whose every thread is in a ptrace stop of ours. No
+// cgroup freezer holds it, so nothing stays frozen if we die.
+type frozen struct {
+	c         *container
+	was       cgroups.FreezerState
+	since     time.Time
+	attached  map[int]*thread // by tid
+	processes []*process      // parents before children
+	thawed    bool
+	log       *slog.Logger
+}
+
+// thread is a task on its way into a stop.
+type thread struct {
+	*tracer.Task
+	pid     int // of its process
+	stopped bool
+	gone    bool
+	signal  unix.Signal // of a group stop
+	event   bool        // stopped in an event that must be passed first
+}
+
+// freeze stops every thread of the container.
+//
+// Each is seized, then interrupted; births in between are attached by the
+// kernel; the tree is walked again until a walk finds nobody new. A container
+// that arrives frozen by the cgroup v1 freezer can't stop for ptrace, so it is
+// thawed once every task is seized and has its interrupt waiting: it does not
+// get to run. (A seize of a task that is both frozen and stopped by job control
+// blocks until the thaw, so a seize that takes long brings the thaw forward.)
+func freeze(ctx context.Context, c *container, log *slog.Logger) (_ *frozen, err error) {
+	f := &frozen{c: c, attached: map[int]*thread{}, since: time.Now(), log: log}
+	if f.was, err = c.cgroup.GetFreezerState(); err != nil {
+		return nil, fmt.Errorf("freezer state: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.release(context.WithoutCancel(ctx)))
+		}
+	}()
+	deadline := time.Now().Add(freezeBound)
+	for round := 0; ; round++ {
+		found, err := f.seizeAll()
+		if err != nil {
+			return nil, err
+		}
+		if err := fault.Point("seized"); err != nil {
+			return nil, err
+		}
+		if !f.thawed && f.was == cgroups.Frozen {
+			if err := f.thaw(); err != nil {
+				return nil, err
+			}
+		}
+		if err := f.stopAll(ctx, deadline); err != nil {
+			return nil, err
+		}
+		if found == 0 && round > 0 {
+			break
+		}
+	}
+	if err := fault.Point("stopped"); err != nil {
+		return nil, err
+	}
+	return f, f.describe()
+}
+
+func (f *frozen) thaw() error {
+	f.thawed = true
+	if err := f.c.cgroup.Freeze(cgroups.Thawed); err != nil {
+		return fmt.Errorf("thaw under ptrace: %w", err)
+	}
+	return nil
+}
+
+// seizeAll attaches to every thread that is not attached yet and returns how
+// many that were.
+func (f *frozen) seizeAll() (found int, err error) {
+	if f.was == cgroups.Frozen && !f.thawed {
+		early := time.AfterFunc(seizeBound, func() {
+			if err := f.c.cgroup.Freeze(cgroups.Thawed); err != nil {
+				f.log.Warn("thaw for a blocked seize", "err", err)
+			}
+		})
+		defer early.Stop()
+	}
+	pids, err := family(f.c.initPID)
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range pids {
+		tids, err := threadsOf(pid)
+		if vanished(err) {
+			continue
+		}
+		if err != nil {
+			return found, err
+		}
+		for _, tid := range tids {
+			n, err := f.seize(pid, tid)
+			if err != nil {
+				return found, err
+			}
+			found += n
+		}
+	}
+	return found, nil
+}
+
+func (f *frozen) seize(pid, tid int) (int, error) {
+	if f.attached[tid] != nil {
+		return 0, nil
+	}
+	zombie, err := isZombie(tid)
+	if zombie || vanished(err) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	t, err := tracer.Seize(tid, births)
+	switch {
+	case errors.Is(err, errs.ErrGone):
+		return 0, nil
+	case errors.Is(err, unix.EPERM):
+		if st, e := procfs.ReadStatus(tid); e == nil && st.TracerPID != 0 {
+			return 0, fmt.Errorf("pid %d is traced by process %d: end that first", containerPID(&st), st.TracerPID)
+		}
+		return 0, err
+	case err != nil:
+		return 0, err
+	}
+	f.attached[tid] = &thread{Task: t, pid: pid}
+	if err := t.Interrupt(); err != nil && !errors.Is(err, errs.ErrGone) {
+		return 0, err
+	}
+	return 1, nil
+}
+
+// stopAll waits until every attached thread is stopped at a place from which it
+// can be looked at and let go.
+func (f *frozen) stopAll(ctx context.Context, deadline time.Time) error {
+	for round := 0; ; round++ {
+		var waiting []*thread
+		for _, t := range f.attached {
+			if t.stopped || t.gone {
+				continue
+			}
+			nap := stopNap
+			if len(waiting) > 0 {
+				nap = 0
+			}
+			if err := f.stop(ctx, t, nap); err != nil {
+				return err
+			}
+			if !t.stopped && !t.gone {
+				waiting = append(waiting, t)
+			}
+		}
+		if len(waiting) == 0 && f.allStopped() {
+			return nil
+		}
+		if time.Now().After(deadline) && len(waiting) > 0 {
+			return f.stuck(waiting[0])
+		}
+		if round > 0 {
+			if err := f.passVforks(waiting); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (f *frozen) allStopped() bool {
+	for _, t := range f.attached {
+		if !t.stopped && !t.gone {
+			return false
+		}
+	}
+	return true
+}
+
+// stuck says what a task does that won't stop.
+func (f *frozen) stuck(t *thread) error {
+	what := "?"
+	if st, err := procfs.ReadStat(t.TID); err == nil {
+		what = string(rune(st.State))
+	}
+	return fmt.Errorf("task %d (state %s) did not stop within %v: %w", t.TID, what, freezeBound, errs.ErrTimeout)
+}
+
+// stop waits for at most nap for one thread to come to rest.
+func (f *frozen) stop(ctx context.Context, t *thread, nap time.Duration) error {
+	stop, err := t.Wait(ctx, nap)
+	switch {
+	case errors.Is(err, errs.ErrTimeout):
+		return nil
+	case errors.Is(err, errs.ErrGone):
+		t.gone = true
+		return nil
+	case err != nil:
+		return err
+	}
+	switch stop.Kind {
+	case tracer.Interrupted:
+		t.stopped, t.signal = true, 0
+	case tracer.Group:
+		t.stopped, t.signal = true, stop.Signal
+	case tracer.Gone:
+		t.gone = true
+	case tracer.Signal: // on its way before our interrupt: let it have it
+		return f.goOn(t, int(stop.Signal))
+	case tracer.Event:
+		if err := f.born(t, stop.Event); err != nil {
+			return err
+		}
+		return f.goOn(t, 0)
+	default:
+		return f.goOn(t, 0)
+	}
+	return nil
+}
+
+// goOn passes a stop that is no place to rest at; the next one follows.
+func (f *frozen) goOn(t *thread, sig int) error {
+	err := t.Cont(sig)
+	if err == nil {
+		err = t.Interrupt()
+	}
+	if errors.Is(err, errs.ErrGone) {
+		t.gone = true
+		return nil
+	}
+	return err
+}
+
+// born takes over a child that the kernel attached for us.
+func (f *frozen) born(parent *thread, event int) error {
+	if event != unix.PTRACE_EVENT_FORK && event != unix.PTRACE_EVENT_VFORK && event != unix.PTRACE_EVENT_CLONE {
+		return nil
+	}
+	msg, err := parent.EventMsg()
+	if err != nil {
+		return err
+	}
+	tid := int(msg)
+	pid := tid
+	if event == unix.PTRACE_EVENT_CLONE {
+		if st, err := procfs.ReadStatus(tid); err == nil {
+			pid = st.TGID
+		}
+	}
+	if f.attached[tid] == nil {
+		f.attached[tid] = &thread{Task: tracer.Attached(tid, parent.Task), pid: pid}
+	}
+	return nil
+}
+
+// passVforks lets children run that hold up a parent in vfork(2), which can't
+// stop until the child execs or exits. The child stops again at its exec.
+func (f *frozen) passVforks(waiting []*thread) error {
+	for _, parent := range waiting {
+		for _, child := range f.attached {
+			if !child.stopped || child.gone || child.pid == parent.pid {
+				continue
+			}
+			st, err := procfs.ReadStatus(child.pid)
+			if err != nil || st.PPID != parent.pid {
+				continue
+			}
+			if same, err := sys.Kcmp(child.pid, parent.pid, sys.KcmpVM, 0, 0); err != nil || same != 0 {
+				continue
+			}
+			child.stopped = false
+			if err := child.Cont(0); err != nil && !errors.Is(err, errs.ErrGone) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// describe sorts the stopped threads into processes, parents first.
+func (f *frozen) describe() error {
+	pids, err := family(f.c.initPID)
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		st, err := procfs.ReadStatus(pid)
+		if err != nil {
+			return fmt.Errorf("process %d: %w", pid, err)
+		}
+		p := &process{hostPID: pid, hostPPID: st.PPID, status: st, zombie: st.State == 'Z'}
+		if !p.zombie {
+			if err := f.describeThreads(p); err != nil {
+				return err
+			}
+		}
+		f.processes = append(f.processes, p)
+	}
+	return nil
+}
+
+func (f *frozen) describeThreads(p *process) error {
+	tids, err := threadsOf(p.hostPID)
+	if err != nil {
+		return err
+	}
+	for _, tid := range tids {
+		t := f.attached[tid]
+		if t == nil || !t.stopped {
+			return fmt.Errorf("thread %d of process %d is not stopped", tid, p.hostPID)
+		}
+		st := p.status
+		if tid != p.hostPID {
+			if st, err = procfs.ReadTaskStatus(p.hostPID, tid); err != nil {
+				return err
+			}
+		}
+		if t.signal != 0 {
+			p.stopSignal = t.signal
+		}
+		if err := t.SetOptions(births | tracer.SuspendSeccomp); err != nil {
+			return err
+		}
+		p.threads = append(p.threads, &task.Stopped{Task: t.Task, Status: st})
+	}
+	return nil
+}
+
+// release lets the container go on in the state in which it came: running, or
+// paused by its cgroup's freezer. It is safe to call again.
+func (f *frozen) release(ctx context.Context) error {
+	var all error
+	if f.was == cgroups.Frozen {
+		if err := f.c.cgroup.Freeze(cgroups.Frozen); err != nil {
+			all = fmt.Errorf("pause again: %w", err)
+		}
+	}
+	for _, t := range f.attached {
+		if t.gone {
+			continue
+		}
+		if err := f.detach(ctx, t); err != nil && !errors.Is(err, errs.ErrGone) {
+			all = errors.Join(all, err)
+		}
+		t.gone = true
+	}
+	return all
+}
+
+func (f *frozen) detach(ctx context.Context, t *thread) error {
+	for end := time.Now().Add(releaseWait); !t.stopped && !t.gone && time.Now().Before(end); {
+		if err := f.stop(ctx, t, stopNap); err != nil {
+			return err
+		}
+	}
+	if t.gone {
+		return nil
+	}
+	return t.Detach(0)
+}
+
+// kill ends every task of the container and waits for init's end.
+func (f *frozen) kill() error {
+	if err := unix.Kill(f.c.initPID, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill init: %w", err)
+	}
+	for end := time.Now().Add(freezeBound); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		f.reap()
+		zombie, err := isZombie(f.c.initPID)
+		if zombie || vanished(err) {
+			return nil
+		}
+	}
+	return fmt.Errorf("init %d did not end within %v of SIGKILL: %w", f.c.initPID, freezeBound, errs.ErrTimeout)
+}
+
+// reap takes the deaths of our tracees, without which they stay zombies.
+func (f *frozen) reap() {
+	for _, t := range f.attached {
+		var ws unix.WaitStatus
+		if !t.gone {
+			if _, err := unix.Wait4(t.TID, &ws, unix.WALL|unix.WNOHANG, nil); errors.Is(err, unix.ECHILD) {
+				t.gone = true
+			}
+		}
+	}
+}

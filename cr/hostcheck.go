@@ -1,0 +1,51 @@
+package cr
+
+import (
+	"bytes"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/stasis-cr/stasis/cr/blob"
+	"github.com/stasis-cr/stasis/cr/errs"
+)
+
+// checkHost refuses an image that this host can't run, before anything is made.
+// What the processor must be able to do is checked by the thread that needs it.
+func checkHost(img *blob.Image, log *slog.Logger) error {
+	now, err := hostFacts()
+	if err != nil {
+		return err
+	}
+	was := img.Host
+	switch {
+	case was.Machine != now.Machine:
+		return fmt.Errorf("the image was made on %s, this is %s: %w", was.Machine, now.Machine, errs.ErrHost)
+	case was.PageSize != now.PageSize:
+		return fmt.Errorf("the image has pages of %d bytes, this host of %d: %w", was.PageSize, now.PageSize, errs.ErrHost)
+	case !bytes.Equal(was.VdsoDigest, now.VdsoDigest):
+		return fmt.Errorf("the image was made under kernel %s, whose vdso is not that of %s here, and programs keep pointers into it: %w",
+			was.KernelRelease, now.KernelRelease, errs.ErrHost)
+	}
+	if now.MonotonicNs < was.MonotonicNs {
+		log.Warn("this host's monotonic clock is behind the image's: programs that wait for a point of it wait longer",
+			"image_ns", was.MonotonicNs, "host_ns", now.MonotonicNs)
+	}
+	return nil
+}
+
+// checkSum reads an archive through and goes back to its beginning.
+func checkSum(f *os.File, t *blob.Tmpfs) error {
+	sum := crc32.New(castagnoli)
+	n, err := io.Copy(sum, f)
+	if err != nil {
+		return err
+	}
+	if uint64(n) != t.Size || sum.Sum32() != t.Crc {
+		return fmt.Errorf("%s: %d bytes with checksum %08x, want %d with %08x: %w", t.Archive, n, sum.Sum32(), t.Size, t.Crc, errs.ErrCorrupt)
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return err
+}
