@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stasis-cr/stasis/cr"
+)
+
+const restoreAbout = `The restore command makes a container from a bundle, with the host's own OCI
+runtime, and goes on in it where the checkpoint stopped. Namespaces, mounts,
+cgroups, security labels and seccomp are those of the bundle.`
+
+// restoreFlags are the flags that need more than to be stored.
+type restoreFlags struct {
+	cr.RestoreOptions
+	profile, mountContext string
+}
+
+// restoreCommand is runc's verb with runc's flags, and those that conmon and
+// podman send to other runtimes.
+func (a *app) restoreCommand(g *global) *command {
+	o := &restoreFlags{}
+	c := &command{
+		name: "restore", summary: "restore a container from a checkpoint",
+		args: "<container-id>", about: restoreAbout,
+	}
+	c.options = []option{
+		text(&o.ConsoleSocket, "console-socket", "a unix socket that receives the container's terminal"),
+		text(&o.ImageDir, "image-path", "directory of the checkpoint (default: ./checkpoint)"),
+		text(&o.WorkDir, "work-path", "directory for logs (default: that of the checkpoint)"),
+		accepted("tcp-established", "accepted: the checkpoint says what was allowed", false),
+		accepted("ext-unix-sk", "accepted: the checkpoint says what was allowed", false),
+		accepted("shell-job", "accepted: the checkpoint says what was allowed", false),
+		accepted("file-locks", "accepted: the checkpoint says what was allowed", false),
+		manageCgroups(),
+		with("b", text(&o.Bundle, "bundle", "directory of the bundle (default: the current one)")),
+		with("d", on(&o.Detach, "detach", "return when the container runs")),
+		text(&o.PidFile, "pid-file", "file for the pid of the container's init"),
+		on(&o.NoSubreaper, "no-subreaper", "do not adopt orphans of the container"),
+		on(&o.NoPivot, "no-pivot", "do not use pivot_root"),
+		emptyNS(),
+		accepted("auto-dedup", "accepted: nothing to do at restore", false),
+		refused("lazy-pages", "fetch the memory while the container runs", false,
+			"memory is filled before the container goes on"),
+		text(&o.profile, "lsm-profile", "the security label that the bundle must ask for, as TYPE:NAME"),
+		text(&o.mountContext, "lsm-mount-context", "the mount label that the bundle must ask for"),
+		hidden(accepted("parent-path", "", true)),
+		hidden(accepted("no-new-keyring", "", false)),
+		hidden(accepted("tcp-close", "", false)),
+		hidden(accepted("network-lock", "", true)),
+	}
+	c.run = func(ctx context.Context, args []string) (int, error) { return a.restore(ctx, g, o, args) }
+	return c
+}
+
+func (a *app) restore(ctx context.Context, g *global, o *restoreFlags, args []string) (status int, err error) {
+	if o.ID, err = oneID("restore", args); err != nil {
+		return 0, err
+	}
+	o.Root, o.RuntimeArgs = g.root, g.pass
+	if o.Runtime, err = a.findRuntime(g); err != nil {
+		return 0, err
+	}
+	if err := o.paths(); err != nil {
+		return 0, err
+	}
+	if err := o.checkLabels(); err != nil {
+		return 0, err
+	}
+	log, work, done := g.workLog(o.WorkDir, "restore.log")
+	defer func() { err = errors.Join(err, done()) }()
+	bar := newProgress(a.err)
+	o.Log, o.Progress = log, bar.update
+	status, err = a.engine.restore(ctx, o.RestoreOptions)
+	bar.end()
+	if err != nil {
+		return 0, errors.Join(err, record(work, err))
+	}
+	return status, nil
+}
+
+// paths makes every path absolute.
+func (o *restoreFlags) paths() error {
+	if err := imagePaths(&o.ImageDir, &o.WorkDir); err != nil {
+		return err
+	}
+	if o.Bundle == "" {
+		o.Bundle = "."
+	}
+	for _, p := range []*string{&o.Bundle, &o.PidFile, &o.ConsoleSocket} {
+		if *p == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return err
+		}
+		*p = abs
+	}
+	return nil
+}
+
+// checkLabels compares --lsm-profile and --lsm-mount-context with the bundle.
+// The runtime applies the bundle's labels and no others: a flag that says the
+// same is met, any other can't be.
+func (o *restoreFlags) checkLabels() error {
+	if o.profile == "" && o.mountContext == "" {
+		return nil
+	}
+	b, err := os.ReadFile(filepath.Join(o.Bundle, "config.json"))
+	if err != nil {
+		return fmt.Errorf("bundle: %w", err)
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(b, &spec); err != nil {
+		return fmt.Errorf("bundle %s: config.json: %w", o.Bundle, err)
+	}
+	if o.profile != "" {
+		if err := checkProfile(o.profile, spec.Process); err != nil {
+			return err
+		}
+	}
+	var label string
+	if spec.Linux != nil {
+		label = spec.Linux.MountLabel
+	}
+	if o.mountContext != "" && o.mountContext != label {
+		return fmt.Errorf("--lsm-mount-context %s: the bundle asks for %q, and the bundle decides",
+			o.mountContext, label)
+	}
+	return nil
+}
+
+func checkProfile(profile string, p *specs.Process) error {
+	kind, name, ok := strings.Cut(profile, ":")
+	if !ok || name == "" {
+		return fmt.Errorf("invalid --lsm-profile %q: want TYPE:NAME", profile)
+	}
+	if p == nil {
+		p = &specs.Process{}
+	}
+	labels := map[string]string{"apparmor": p.ApparmorProfile, "selinux": p.SelinuxLabel}
+	label, ok := labels[kind]
+	if !ok {
+		return fmt.Errorf("invalid --lsm-profile %q: want apparmor or selinux", profile)
+	}
+	if label != name {
+		return fmt.Errorf("--lsm-profile %s: the bundle asks for %q, and the bundle decides", profile, label)
+	}
+	return nil
+}
