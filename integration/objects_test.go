@@ -1,0 +1,301 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stasis-cr/stasis/integration/progs/box"
+)
+
+// object is one self-checking program of integration/progs and what it needs.
+type object struct {
+	name  string
+	c     bool     // from integration/progs/c
+	args  []string // besides the name
+	caps  []string // besides the default ones; implies root only
+	root  bool     // root only
+	flags []string // of checkpoint and restore
+	moves bool     // it changes its own memory, threads or signals while it waits
+}
+
+// objects is one line for each object kind.
+func objects() []object {
+	return []object{
+		// tasks
+		{name: "tree", c: true},
+		{name: "zombie", c: true},
+		{name: "stopped", c: true},
+		{name: "identity", c: true},
+		{name: "exes", c: true},
+		{name: "nextpid", c: true},
+		{name: "creds", c: true},
+		{name: "seccomp", c: true},
+		{name: "sched", c: true},
+		{name: "limits", c: true},
+		{name: "taskflags", c: true},
+		{name: "threads", c: true},
+		{name: "deadleader", c: true},
+		{name: "crowd", c: true},
+		// processor
+		{name: "gpr", c: true},
+		{name: "xstate", c: true},
+		{name: "segments", c: true},
+		{name: "debugregs", c: true},
+		{name: "vdso", c: true},
+		{name: "restart", c: true},
+		{name: "restart-eintr", c: true},
+		{name: "restart-timeo", c: true},
+		{name: "robust", c: true},
+		{name: "rseq", c: true},
+		// signals and timers
+		{name: "handlers", c: true},
+		{name: "pending", c: true},
+		{name: "inhandler", c: true},
+		{name: "itimers", c: true, moves: true},
+		{name: "posixtimers", c: true, moves: true},
+		// memory
+		{name: "protections", c: true},
+		{name: "advice", c: true},
+		{name: "mapfiles", c: true},
+		{name: "heap", c: true},
+		{name: "stacks", c: true},
+		{name: "dirty", c: true},
+		{name: "manymaps", c: true},
+		{name: "sharing", c: true},
+		{name: "cow", c: true},
+		// files
+		{name: "forkfds", c: true},
+		{name: "files", moves: true},
+		{name: "deleted", moves: true},
+		{name: "devices", moves: true},
+		{name: "pipes", moves: true},
+		{name: "fifos", moves: true},
+		{name: "eventfd", moves: true},
+		{name: "epoll", moves: true},
+		{name: "timerfd", moves: true},
+		{name: "signalfd", moves: true},
+		{name: "memfd", moves: true},
+		{name: "locks", moves: true, flags: []string{"--file-locks"}},
+		{name: "manyfds", moves: true},
+		// sockets
+		{name: "unixpair", moves: true},
+		{name: "unixlisten", moves: true},
+		{name: "tcplisten", moves: true},
+		{name: "udp", moves: true},
+		// namespaces
+		{name: "hostname", moves: true, caps: []string{"CAP_SYS_ADMIN"}},
+		{name: "tmpfs", moves: true},
+		// a runtime with threads, timers and a poller of its own
+		{name: "goruntime", moves: true},
+	}
+}
+
+// objectsMode is one way to come from ready to go.
+type objectsMode struct {
+	name string
+	run  func(context.Context, *testing.T, *box.Box, object)
+}
+
+func objectsModes() []objectsMode {
+	return []objectsMode{
+		{"plain", func(context.Context, *testing.T, *box.Box, object) {}},
+		{"leave-running", leaveRunning},
+		{"restore", killAndRestore},
+		{"restore-left", restoreLeft},
+	}
+}
+
+// TestObjects runs every program in every mode, as an ordinary container of root
+// and as one of an ordinary user. The variable STASIS_ENGINE names another
+// engine with runc's command line, to test the programs with.
+func TestObjects(t *testing.T) {
+	if os.Geteuid() != 0 {
+		objectsNeed(t, "root")
+	}
+	progs := buildObjects(t)
+	for _, mode := range objectsModes() {
+		t.Run(mode.name, func(t *testing.T) {
+			engine := box.Engine{Runtime: objectRuntime(t)}
+			if mode.name != "plain" {
+				engine.Save = objectEngine(t)
+			}
+			for _, p := range objects() {
+				t.Run(p.name+"/root", func(t *testing.T) { runObject(t, mode, engine, progs, p, 0) })
+				if !p.root && p.caps == nil {
+					t.Run(p.name+"/user", func(t *testing.T) { runObject(t, mode, engine, progs, p, 1000) })
+				}
+			}
+		})
+	}
+}
+
+func runObject(t *testing.T, mode objectsMode, e box.Engine, progs box.Programs, p object, uid uint32) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	file := "/bin/progs"
+	if p.c {
+		file = "/bin/cprogs"
+	}
+	c := box.Config{Args: append([]string{file, p.name}, p.args...), UID: uid}
+	if os.Getenv("STASIS_ENGINE") != "" {
+		c.Env = []string{"ALLOW_EINTR=1"} // CRIU answers EINTR to timed sleeps
+	}
+	if uid == 0 {
+		c.Caps = append(box.DefaultCaps(), p.caps...)
+	}
+	id := fmt.Sprintf("objects-%d-%s-%s-%d", os.Getpid(), mode.name, p.name, uid)
+	b, err := box.New(ctx, t.TempDir(), id, e, progs, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Remove(context.WithoutCancel(ctx)); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := b.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.AwaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mode.run(ctx, t, b, p)
+	if t.Failed() {
+		return
+	}
+	if err := b.Go(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// leaveRunning must not leave a trace in the container.
+func leaveRunning(ctx context.Context, t *testing.T, b *box.Box, p object) {
+	t.Helper()
+	what := box.What{Signals: !p.moves, Memory: !p.moves}
+	was, err := b.Look(what)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkpointObject(ctx, t, b, p, "--leave-running")
+	var diff []string
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	err = box.Poll(ctx, func() (bool, error) { // a task may be between two looks for go
+		is, err := b.Look(what)
+		diff = box.Differ(was, is)
+		return len(diff) == 0, err
+	})
+	if err != nil {
+		t.Errorf("not as before the checkpoint: %v\n%s", err, strings.Join(diff, "\n"))
+	}
+}
+
+func killAndRestore(ctx context.Context, t *testing.T, b *box.Box, p object) {
+	t.Helper()
+	image := checkpointObject(ctx, t, b, p)
+	if _, err := b.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	restoreObject(ctx, t, b, p, image)
+}
+
+// restoreLeft restores an image whose container ran on and was killed later.
+func restoreLeft(ctx context.Context, t *testing.T, b *box.Box, p object) {
+	t.Helper()
+	image := checkpointObject(ctx, t, b, p, "--leave-running")
+	if err := b.Remove(ctx); err != nil {
+		t.Fatal(err)
+	}
+	restoreObject(ctx, t, b, p, image)
+}
+
+func checkpointObject(ctx context.Context, t *testing.T, b *box.Box, p object, flags ...string) string {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "image")
+	if err := b.Checkpoint(ctx, image, append(flags, p.flags...)...); err != nil {
+		t.Fatalf("%v\n%s", err, logErrors(image, "dump.log"))
+	}
+	return image
+}
+
+func restoreObject(ctx context.Context, t *testing.T, b *box.Box, p object, image string) {
+	t.Helper()
+	if err := b.Restore(ctx, image, p.flags...); err != nil {
+		t.Fatalf("%v\n%s", err, logErrors(image, "restore.log"))
+	}
+}
+
+// logErrors are the lines of an engine's log that tell of an error.
+func logErrors(dir, name string) string {
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "no " + name
+	}
+	var out []string
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, "Error") || strings.Contains(line, "error") {
+			out = append(out, strings.TrimSpace(line))
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
+// objectsNeed skips a test for want of something, and fails it where everything has
+// to be there.
+func objectsNeed(t *testing.T, what string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("this test needs %s", what)
+	}
+	t.Skipf("this test needs %s", what)
+}
+
+func objectRuntime(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("runc")
+	if err != nil {
+		objectsNeed(t, "runc")
+	}
+	return path
+}
+
+func buildObjects(t *testing.T) box.Programs {
+	t.Helper()
+	for _, tool := range []string{"go", "gcc"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			objectsNeed(t, tool)
+		}
+	}
+	if err := box.Adopt(); err != nil {
+		t.Fatal(err)
+	}
+	progs, err := box.Build(t.Context(), "progs", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return progs
+}
+
+// objectEngine builds our command, unless another engine is asked for.
+func objectEngine(t *testing.T) string {
+	t.Helper()
+	if other := os.Getenv("STASIS_ENGINE"); other != "" {
+		return other
+	}
+	out := filepath.Join(t.TempDir(), "stasis")
+	if err := box.GoBuild(t.Context(), filepath.Join("..", "cmd", "stasis"), out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
