@@ -132,6 +132,9 @@ func (c *capturer) process(ctx context.Context, p *process, init bool) error {
 		if c.img.Container.NsLastPid, err = task.LastPID(ctx, p.threads[0]); err != nil {
 			return err
 		}
+		if c.img.Container.Console, err = c.captureConsole(p); err != nil {
+			return err
+		}
 	} else {
 		rec.Ppid = c.pids[p.hostPPID]
 	}

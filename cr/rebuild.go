@@ -156,7 +156,7 @@ func (r *restorer) installAll(ctx context.Context) error {
 		return err
 	}
 	err := r.each(ctx, func(ctx context.Context, m *member) error {
-		return r.objects.Install(ctx, m.own, r.channel, r.channelFD, r.tables[m.rec.FdTable])
+		return r.objects.Install(ctx, m.own, r.channel, r.tables[m.rec.FdTable])
 	})
 	if err != nil {
 		return err
@@ -242,7 +242,7 @@ func (r *restorer) threads(ctx context.Context) error {
 // state gives processes and threads what is their own.
 func (r *restorer) state(ctx context.Context) error {
 	return r.each(ctx, func(ctx context.Context, m *member) error {
-		if err := task.RestoreProcess(ctx, m.hostPID, m.own, m.rec); err != nil {
+		if err := task.RestoreProcess(ctx, m.hostPID, m.own, r.born, m.rec); err != nil {
 			return err
 		}
 		insn, err := remote.FindSyscall(m.hostPID)
@@ -291,6 +291,9 @@ func (r *restorer) finish(ctx context.Context) error {
 		return err
 	}
 	r.setter = nil
+	if err := r.console(ctx); err != nil {
+		return fmt.Errorf("terminal: %w", err)
+	}
 	var locks []*blob.FileLock
 	for _, m := range r.alive() {
 		locks = append(locks, m.rec.Locks...)

@@ -160,7 +160,7 @@ func (x Process_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Process_State.Descriptor instead.
 func (Process_State) EnumDescriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{5, 0}
+	return file_checkpoint_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type FileLock_Kind int32
@@ -209,7 +209,7 @@ func (x FileLock_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FileLock_Kind.Descriptor instead.
 func (FileLock_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{22, 0}
+	return file_checkpoint_proto_rawDescGZIP(), []int{23, 0}
 }
 
 type VMA_Kind int32
@@ -267,7 +267,7 @@ func (x VMA_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use VMA_Kind.Descriptor instead.
 func (VMA_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{24, 0}
+	return file_checkpoint_proto_rawDescGZIP(), []int{25, 0}
 }
 
 type Chunk_Codec int32
@@ -310,7 +310,7 @@ func (x Chunk_Codec) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Chunk_Codec.Descriptor instead.
 func (Chunk_Codec) EnumDescriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{28, 0}
+	return file_checkpoint_proto_rawDescGZIP(), []int{29, 0}
 }
 
 // Host is what the checkpointing machine was: a restore compares it.
@@ -438,12 +438,13 @@ type Container struct {
 	Externals []string               `protobuf:"bytes,3,rep,name=externals,proto3" json:"externals,omitempty"` // what stdio 0, 1, 2 was: "pipe:[123]", "/dev/pts/0", ...
 	Terminal  bool                   `protobuf:"varint,4,opt,name=terminal,proto3" json:"terminal,omitempty"`
 	// Policies chosen at checkpoint, as flags of runc checkpoint.
-	TcpEstablished bool  `protobuf:"varint,5,opt,name=tcp_established,json=tcpEstablished,proto3" json:"tcp_established,omitempty"`
-	FileLocks      bool  `protobuf:"varint,6,opt,name=file_locks,json=fileLocks,proto3" json:"file_locks,omitempty"`
-	ExtUnixSk      bool  `protobuf:"varint,7,opt,name=ext_unix_sk,json=extUnixSk,proto3" json:"ext_unix_sk,omitempty"`
-	ShellJob       bool  `protobuf:"varint,8,opt,name=shell_job,json=shellJob,proto3" json:"shell_job,omitempty"`
-	NsLastPid      int32 `protobuf:"varint,9,opt,name=ns_last_pid,json=nsLastPid,proto3" json:"ns_last_pid,omitempty"` // last pid given out in the pid namespace
-	LeftRunning    bool  `protobuf:"varint,10,opt,name=left_running,json=leftRunning,proto3" json:"left_running,omitempty"`
+	TcpEstablished bool     `protobuf:"varint,5,opt,name=tcp_established,json=tcpEstablished,proto3" json:"tcp_established,omitempty"`
+	FileLocks      bool     `protobuf:"varint,6,opt,name=file_locks,json=fileLocks,proto3" json:"file_locks,omitempty"`
+	ExtUnixSk      bool     `protobuf:"varint,7,opt,name=ext_unix_sk,json=extUnixSk,proto3" json:"ext_unix_sk,omitempty"`
+	ShellJob       bool     `protobuf:"varint,8,opt,name=shell_job,json=shellJob,proto3" json:"shell_job,omitempty"`
+	NsLastPid      int32    `protobuf:"varint,9,opt,name=ns_last_pid,json=nsLastPid,proto3" json:"ns_last_pid,omitempty"` // last pid given out in the pid namespace
+	LeftRunning    bool     `protobuf:"varint,10,opt,name=left_running,json=leftRunning,proto3" json:"left_running,omitempty"`
+	Console        *Console `protobuf:"bytes,11,opt,name=console,proto3" json:"console,omitempty"` // of a container with a terminal
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -548,6 +549,67 @@ func (x *Container) GetLeftRunning() bool {
 	return false
 }
 
+func (x *Container) GetConsole() *Console {
+	if x != nil {
+		return x.Console
+	}
+	return nil
+}
+
+// Console is the state of the container's terminal; the terminal itself is the
+// new caller's.
+type Console struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Termios       []byte                 `protobuf:"bytes,1,opt,name=termios,proto3" json:"termios,omitempty"`        // struct termios2, as TCGETS2 gives it
+	Foreground    int32                  `protobuf:"varint,2,opt,name=foreground,proto3" json:"foreground,omitempty"` // process group in the foreground of init's session; 0 none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Console) Reset() {
+	*x = Console{}
+	mi := &file_checkpoint_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Console) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Console) ProtoMessage() {}
+
+func (x *Console) ProtoReflect() protoreflect.Message {
+	mi := &file_checkpoint_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Console.ProtoReflect.Descriptor instead.
+func (*Console) Descriptor() ([]byte, []int) {
+	return file_checkpoint_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Console) GetTermios() []byte {
+	if x != nil {
+		return x.Termios
+	}
+	return nil
+}
+
+func (x *Console) GetForeground() int32 {
+	if x != nil {
+		return x.Foreground
+	}
+	return 0
+}
+
 // Namespaces is what changed in the namespaces since the runtime made them.
 type Namespaces struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -566,7 +628,7 @@ type Namespaces struct {
 
 func (x *Namespaces) Reset() {
 	*x = Namespaces{}
-	mi := &file_checkpoint_proto_msgTypes[2]
+	mi := &file_checkpoint_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -578,7 +640,7 @@ func (x *Namespaces) String() string {
 func (*Namespaces) ProtoMessage() {}
 
 func (x *Namespaces) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[2]
+	mi := &file_checkpoint_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -591,7 +653,7 @@ func (x *Namespaces) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Namespaces.ProtoReflect.Descriptor instead.
 func (*Namespaces) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{2}
+	return file_checkpoint_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Namespaces) GetHostname() string {
@@ -671,7 +733,7 @@ type Tmpfs struct {
 
 func (x *Tmpfs) Reset() {
 	*x = Tmpfs{}
-	mi := &file_checkpoint_proto_msgTypes[3]
+	mi := &file_checkpoint_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +745,7 @@ func (x *Tmpfs) String() string {
 func (*Tmpfs) ProtoMessage() {}
 
 func (x *Tmpfs) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[3]
+	mi := &file_checkpoint_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +758,7 @@ func (x *Tmpfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tmpfs.ProtoReflect.Descriptor instead.
 func (*Tmpfs) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{3}
+	return file_checkpoint_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Tmpfs) GetMountpoint() string {
@@ -743,7 +805,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_checkpoint_proto_msgTypes[4]
+	mi := &file_checkpoint_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +817,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[4]
+	mi := &file_checkpoint_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +830,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{4}
+	return file_checkpoint_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Mount) GetMountpoint() string {
@@ -856,7 +918,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_checkpoint_proto_msgTypes[5]
+	mi := &file_checkpoint_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +930,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[5]
+	mi := &file_checkpoint_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +943,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{5}
+	return file_checkpoint_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Process) GetPid() int32 {
@@ -1084,7 +1146,7 @@ type FS struct {
 
 func (x *FS) Reset() {
 	*x = FS{}
-	mi := &file_checkpoint_proto_msgTypes[6]
+	mi := &file_checkpoint_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1096,7 +1158,7 @@ func (x *FS) String() string {
 func (*FS) ProtoMessage() {}
 
 func (x *FS) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[6]
+	mi := &file_checkpoint_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1109,7 +1171,7 @@ func (x *FS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FS.ProtoReflect.Descriptor instead.
 func (*FS) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{6}
+	return file_checkpoint_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FS) GetCwd() uint32 {
@@ -1146,7 +1208,7 @@ type SigAction struct {
 
 func (x *SigAction) Reset() {
 	*x = SigAction{}
-	mi := &file_checkpoint_proto_msgTypes[7]
+	mi := &file_checkpoint_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1220,7 @@ func (x *SigAction) String() string {
 func (*SigAction) ProtoMessage() {}
 
 func (x *SigAction) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[7]
+	mi := &file_checkpoint_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1233,7 @@ func (x *SigAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SigAction.ProtoReflect.Descriptor instead.
 func (*SigAction) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{7}
+	return file_checkpoint_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SigAction) GetSignal() uint32 {
@@ -1219,7 +1281,7 @@ type SigInfo struct {
 
 func (x *SigInfo) Reset() {
 	*x = SigInfo{}
-	mi := &file_checkpoint_proto_msgTypes[8]
+	mi := &file_checkpoint_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1293,7 @@ func (x *SigInfo) String() string {
 func (*SigInfo) ProtoMessage() {}
 
 func (x *SigInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[8]
+	mi := &file_checkpoint_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1306,7 @@ func (x *SigInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SigInfo.ProtoReflect.Descriptor instead.
 func (*SigInfo) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{8}
+	return file_checkpoint_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SigInfo) GetInfo() []byte {
@@ -1265,7 +1327,7 @@ type ITimer struct {
 
 func (x *ITimer) Reset() {
 	*x = ITimer{}
-	mi := &file_checkpoint_proto_msgTypes[9]
+	mi := &file_checkpoint_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1339,7 @@ func (x *ITimer) String() string {
 func (*ITimer) ProtoMessage() {}
 
 func (x *ITimer) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[9]
+	mi := &file_checkpoint_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1352,7 @@ func (x *ITimer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ITimer.ProtoReflect.Descriptor instead.
 func (*ITimer) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{9}
+	return file_checkpoint_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ITimer) GetWhich() uint32 {
@@ -1331,7 +1393,7 @@ type PosixTimer struct {
 
 func (x *PosixTimer) Reset() {
 	*x = PosixTimer{}
-	mi := &file_checkpoint_proto_msgTypes[10]
+	mi := &file_checkpoint_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1405,7 @@ func (x *PosixTimer) String() string {
 func (*PosixTimer) ProtoMessage() {}
 
 func (x *PosixTimer) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[10]
+	mi := &file_checkpoint_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1418,7 @@ func (x *PosixTimer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PosixTimer.ProtoReflect.Descriptor instead.
 func (*PosixTimer) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{10}
+	return file_checkpoint_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PosixTimer) GetId() int32 {
@@ -1433,7 +1495,7 @@ type RLimit struct {
 
 func (x *RLimit) Reset() {
 	*x = RLimit{}
-	mi := &file_checkpoint_proto_msgTypes[11]
+	mi := &file_checkpoint_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1507,7 @@ func (x *RLimit) String() string {
 func (*RLimit) ProtoMessage() {}
 
 func (x *RLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[11]
+	mi := &file_checkpoint_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1520,7 @@ func (x *RLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RLimit.ProtoReflect.Descriptor instead.
 func (*RLimit) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{11}
+	return file_checkpoint_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RLimit) GetResource() uint32 {
@@ -1506,7 +1568,7 @@ type Creds struct {
 
 func (x *Creds) Reset() {
 	*x = Creds{}
-	mi := &file_checkpoint_proto_msgTypes[12]
+	mi := &file_checkpoint_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1580,7 @@ func (x *Creds) String() string {
 func (*Creds) ProtoMessage() {}
 
 func (x *Creds) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[12]
+	mi := &file_checkpoint_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1593,7 @@ func (x *Creds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Creds.ProtoReflect.Descriptor instead.
 func (*Creds) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{12}
+	return file_checkpoint_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Creds) GetUid() uint32 {
@@ -1656,7 +1718,7 @@ type SeccompFilter struct {
 
 func (x *SeccompFilter) Reset() {
 	*x = SeccompFilter{}
-	mi := &file_checkpoint_proto_msgTypes[13]
+	mi := &file_checkpoint_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +1730,7 @@ func (x *SeccompFilter) String() string {
 func (*SeccompFilter) ProtoMessage() {}
 
 func (x *SeccompFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[13]
+	mi := &file_checkpoint_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +1743,7 @@ func (x *SeccompFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SeccompFilter.ProtoReflect.Descriptor instead.
 func (*SeccompFilter) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{13}
+	return file_checkpoint_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SeccompFilter) GetProgram() []byte {
@@ -1704,7 +1766,7 @@ type Thread struct {
 	Comm           []byte                 `protobuf:"bytes,2,opt,name=comm,proto3" json:"comm,omitempty"`           // any bytes: a cut UTF-8 name is none
 	Gpr            []byte                 `protobuf:"bytes,3,opt,name=gpr,proto3" json:"gpr,omitempty"`             // user_regs_struct, 216 bytes
 	Xstate         []byte                 `protobuf:"bytes,4,opt,name=xstate,proto3" json:"xstate,omitempty"`       // NT_X86_XSTATE
-	Debug          []uint64               `protobuf:"varint,5,rep,packed,name=debug,proto3" json:"debug,omitempty"` // dr0-3, dr6, dr7; empty if unused
+	Debug          []uint64               `protobuf:"varint,5,rep,packed,name=debug,proto3" json:"debug,omitempty"` // dr0 to dr7; empty if unused
 	Sigmask        uint64                 `protobuf:"varint,6,opt,name=sigmask,proto3" json:"sigmask,omitempty"`
 	Pending        []*SigInfo             `protobuf:"bytes,7,rep,name=pending,proto3" json:"pending,omitempty"`
 	Altstack       *SigAltStack           `protobuf:"bytes,8,opt,name=altstack,proto3" json:"altstack,omitempty"`
@@ -1725,7 +1787,7 @@ type Thread struct {
 
 func (x *Thread) Reset() {
 	*x = Thread{}
-	mi := &file_checkpoint_proto_msgTypes[14]
+	mi := &file_checkpoint_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +1799,7 @@ func (x *Thread) String() string {
 func (*Thread) ProtoMessage() {}
 
 func (x *Thread) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[14]
+	mi := &file_checkpoint_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1812,7 @@ func (x *Thread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thread.ProtoReflect.Descriptor instead.
 func (*Thread) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{14}
+	return file_checkpoint_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Thread) GetTid() int32 {
@@ -1897,7 +1959,7 @@ type SigAltStack struct {
 
 func (x *SigAltStack) Reset() {
 	*x = SigAltStack{}
-	mi := &file_checkpoint_proto_msgTypes[15]
+	mi := &file_checkpoint_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +1971,7 @@ func (x *SigAltStack) String() string {
 func (*SigAltStack) ProtoMessage() {}
 
 func (x *SigAltStack) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[15]
+	mi := &file_checkpoint_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +1984,7 @@ func (x *SigAltStack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SigAltStack.ProtoReflect.Descriptor instead.
 func (*SigAltStack) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{15}
+	return file_checkpoint_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SigAltStack) GetSp() uint64 {
@@ -1958,7 +2020,7 @@ type RSeq struct {
 
 func (x *RSeq) Reset() {
 	*x = RSeq{}
-	mi := &file_checkpoint_proto_msgTypes[16]
+	mi := &file_checkpoint_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1970,7 +2032,7 @@ func (x *RSeq) String() string {
 func (*RSeq) ProtoMessage() {}
 
 func (x *RSeq) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[16]
+	mi := &file_checkpoint_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1983,7 +2045,7 @@ func (x *RSeq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RSeq.ProtoReflect.Descriptor instead.
 func (*RSeq) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{16}
+	return file_checkpoint_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RSeq) GetAddress() uint64 {
@@ -2031,7 +2093,7 @@ type Sched struct {
 
 func (x *Sched) Reset() {
 	*x = Sched{}
-	mi := &file_checkpoint_proto_msgTypes[17]
+	mi := &file_checkpoint_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2105,7 @@ func (x *Sched) String() string {
 func (*Sched) ProtoMessage() {}
 
 func (x *Sched) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[17]
+	mi := &file_checkpoint_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2118,7 @@ func (x *Sched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sched.ProtoReflect.Descriptor instead.
 func (*Sched) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{17}
+	return file_checkpoint_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Sched) GetPolicy() uint32 {
@@ -2135,7 +2197,7 @@ type Restart struct {
 
 func (x *Restart) Reset() {
 	*x = Restart{}
-	mi := &file_checkpoint_proto_msgTypes[18]
+	mi := &file_checkpoint_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2147,7 +2209,7 @@ func (x *Restart) String() string {
 func (*Restart) ProtoMessage() {}
 
 func (x *Restart) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[18]
+	mi := &file_checkpoint_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2160,7 +2222,7 @@ func (x *Restart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restart.ProtoReflect.Descriptor instead.
 func (*Restart) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{18}
+	return file_checkpoint_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Restart) GetNr() uint64 {
@@ -2194,7 +2256,7 @@ type Seccomp struct {
 
 func (x *Seccomp) Reset() {
 	*x = Seccomp{}
-	mi := &file_checkpoint_proto_msgTypes[19]
+	mi := &file_checkpoint_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2268,7 @@ func (x *Seccomp) String() string {
 func (*Seccomp) ProtoMessage() {}
 
 func (x *Seccomp) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[19]
+	mi := &file_checkpoint_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2281,7 @@ func (x *Seccomp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seccomp.ProtoReflect.Descriptor instead.
 func (*Seccomp) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{19}
+	return file_checkpoint_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Seccomp) GetFilters() []*SeccompFilter {
@@ -2239,7 +2301,7 @@ type FDTable struct {
 
 func (x *FDTable) Reset() {
 	*x = FDTable{}
-	mi := &file_checkpoint_proto_msgTypes[20]
+	mi := &file_checkpoint_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2313,7 @@ func (x *FDTable) String() string {
 func (*FDTable) ProtoMessage() {}
 
 func (x *FDTable) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[20]
+	mi := &file_checkpoint_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2326,7 @@ func (x *FDTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FDTable.ProtoReflect.Descriptor instead.
 func (*FDTable) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{20}
+	return file_checkpoint_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *FDTable) GetId() uint32 {
@@ -2292,7 +2354,7 @@ type FD struct {
 
 func (x *FD) Reset() {
 	*x = FD{}
-	mi := &file_checkpoint_proto_msgTypes[21]
+	mi := &file_checkpoint_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2366,7 @@ func (x *FD) String() string {
 func (*FD) ProtoMessage() {}
 
 func (x *FD) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[21]
+	mi := &file_checkpoint_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2379,7 @@ func (x *FD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FD.ProtoReflect.Descriptor instead.
 func (*FD) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{21}
+	return file_checkpoint_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FD) GetFd() int32 {
@@ -2355,7 +2417,7 @@ type FileLock struct {
 
 func (x *FileLock) Reset() {
 	*x = FileLock{}
-	mi := &file_checkpoint_proto_msgTypes[22]
+	mi := &file_checkpoint_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2429,7 @@ func (x *FileLock) String() string {
 func (*FileLock) ProtoMessage() {}
 
 func (x *FileLock) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[22]
+	mi := &file_checkpoint_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2442,7 @@ func (x *FileLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileLock.ProtoReflect.Descriptor instead.
 func (*FileLock) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{22}
+	return file_checkpoint_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FileLock) GetKind() FileLock_Kind {
@@ -2450,7 +2512,7 @@ type MM struct {
 
 func (x *MM) Reset() {
 	*x = MM{}
-	mi := &file_checkpoint_proto_msgTypes[23]
+	mi := &file_checkpoint_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2524,7 @@ func (x *MM) String() string {
 func (*MM) ProtoMessage() {}
 
 func (x *MM) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[23]
+	mi := &file_checkpoint_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2537,7 @@ func (x *MM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MM.ProtoReflect.Descriptor instead.
 func (*MM) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{23}
+	return file_checkpoint_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MM) GetId() uint32 {
@@ -2608,7 +2670,7 @@ type VMA struct {
 
 func (x *VMA) Reset() {
 	*x = VMA{}
-	mi := &file_checkpoint_proto_msgTypes[24]
+	mi := &file_checkpoint_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2620,7 +2682,7 @@ func (x *VMA) String() string {
 func (*VMA) ProtoMessage() {}
 
 func (x *VMA) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[24]
+	mi := &file_checkpoint_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2633,7 +2695,7 @@ func (x *VMA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMA.ProtoReflect.Descriptor instead.
 func (*VMA) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{24}
+	return file_checkpoint_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VMA) GetStart() uint64 {
@@ -2719,7 +2781,7 @@ type Extent struct {
 
 func (x *Extent) Reset() {
 	*x = Extent{}
-	mi := &file_checkpoint_proto_msgTypes[25]
+	mi := &file_checkpoint_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2731,7 +2793,7 @@ func (x *Extent) String() string {
 func (*Extent) ProtoMessage() {}
 
 func (x *Extent) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[25]
+	mi := &file_checkpoint_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2744,7 +2806,7 @@ func (x *Extent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Extent.ProtoReflect.Descriptor instead.
 func (*Extent) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{25}
+	return file_checkpoint_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Extent) GetStart() uint64 {
@@ -2788,7 +2850,7 @@ type Contents struct {
 
 func (x *Contents) Reset() {
 	*x = Contents{}
-	mi := &file_checkpoint_proto_msgTypes[26]
+	mi := &file_checkpoint_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2800,7 +2862,7 @@ func (x *Contents) String() string {
 func (*Contents) ProtoMessage() {}
 
 func (x *Contents) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[26]
+	mi := &file_checkpoint_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2813,7 +2875,7 @@ func (x *Contents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contents.ProtoReflect.Descriptor instead.
 func (*Contents) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{26}
+	return file_checkpoint_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Contents) GetId() uint32 {
@@ -2849,7 +2911,7 @@ type PageStore struct {
 
 func (x *PageStore) Reset() {
 	*x = PageStore{}
-	mi := &file_checkpoint_proto_msgTypes[27]
+	mi := &file_checkpoint_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +2923,7 @@ func (x *PageStore) String() string {
 func (*PageStore) ProtoMessage() {}
 
 func (x *PageStore) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[27]
+	mi := &file_checkpoint_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +2936,7 @@ func (x *PageStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageStore.ProtoReflect.Descriptor instead.
 func (*PageStore) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{27}
+	return file_checkpoint_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PageStore) GetFile() string {
@@ -2911,7 +2973,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_checkpoint_proto_msgTypes[28]
+	mi := &file_checkpoint_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2923,7 +2985,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[28]
+	mi := &file_checkpoint_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2936,7 +2998,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{28}
+	return file_checkpoint_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Chunk) GetOffset() uint64 {
@@ -2993,7 +3055,7 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\vboottime_ns\x18\t \x01(\x04R\n" +
 	"boottimeNs\x12%\n" +
 	"\x0ecgroup_version\x18\n" +
-	" \x01(\rR\rcgroupVersion\"\xb7\x02\n" +
+	" \x01(\rR\rcgroupVersion\"\xe5\x02\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aruntime\x18\x02 \x01(\tR\aruntime\x12\x1c\n" +
@@ -3006,7 +3068,13 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\tshell_job\x18\b \x01(\bR\bshellJob\x12\x1e\n" +
 	"\vns_last_pid\x18\t \x01(\x05R\tnsLastPid\x12!\n" +
 	"\fleft_running\x18\n" +
-	" \x01(\bR\vleftRunning\"\xb1\x02\n" +
+	" \x01(\bR\vleftRunning\x12,\n" +
+	"\aconsole\x18\v \x01(\v2\x12.stasis.v1.ConsoleR\aconsole\"C\n" +
+	"\aConsole\x12\x18\n" +
+	"\atermios\x18\x01 \x01(\fR\atermios\x12\x1e\n" +
+	"\n" +
+	"foreground\x18\x02 \x01(\x05R\n" +
+	"foreground\"\xb1\x02\n" +
 	"\n" +
 	"Namespaces\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x1e\n" +
@@ -3290,7 +3358,7 @@ func file_checkpoint_proto_rawDescGZIP() []byte {
 }
 
 var file_checkpoint_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_checkpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_checkpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_checkpoint_proto_goTypes = []any{
 	(VMAFlag)(0),          // 0: stasis.v1.VMAFlag
 	(Process_State)(0),    // 1: stasis.v1.Process.State
@@ -3299,67 +3367,69 @@ var file_checkpoint_proto_goTypes = []any{
 	(Chunk_Codec)(0),      // 4: stasis.v1.Chunk.Codec
 	(*Host)(nil),          // 5: stasis.v1.Host
 	(*Container)(nil),     // 6: stasis.v1.Container
-	(*Namespaces)(nil),    // 7: stasis.v1.Namespaces
-	(*Tmpfs)(nil),         // 8: stasis.v1.Tmpfs
-	(*Mount)(nil),         // 9: stasis.v1.Mount
-	(*Process)(nil),       // 10: stasis.v1.Process
-	(*FS)(nil),            // 11: stasis.v1.FS
-	(*SigAction)(nil),     // 12: stasis.v1.SigAction
-	(*SigInfo)(nil),       // 13: stasis.v1.SigInfo
-	(*ITimer)(nil),        // 14: stasis.v1.ITimer
-	(*PosixTimer)(nil),    // 15: stasis.v1.PosixTimer
-	(*RLimit)(nil),        // 16: stasis.v1.RLimit
-	(*Creds)(nil),         // 17: stasis.v1.Creds
-	(*SeccompFilter)(nil), // 18: stasis.v1.SeccompFilter
-	(*Thread)(nil),        // 19: stasis.v1.Thread
-	(*SigAltStack)(nil),   // 20: stasis.v1.SigAltStack
-	(*RSeq)(nil),          // 21: stasis.v1.RSeq
-	(*Sched)(nil),         // 22: stasis.v1.Sched
-	(*Restart)(nil),       // 23: stasis.v1.Restart
-	(*Seccomp)(nil),       // 24: stasis.v1.Seccomp
-	(*FDTable)(nil),       // 25: stasis.v1.FDTable
-	(*FD)(nil),            // 26: stasis.v1.FD
-	(*FileLock)(nil),      // 27: stasis.v1.FileLock
-	(*MM)(nil),            // 28: stasis.v1.MM
-	(*VMA)(nil),           // 29: stasis.v1.VMA
-	(*Extent)(nil),        // 30: stasis.v1.Extent
-	(*Contents)(nil),      // 31: stasis.v1.Contents
-	(*PageStore)(nil),     // 32: stasis.v1.PageStore
-	(*Chunk)(nil),         // 33: stasis.v1.Chunk
+	(*Console)(nil),       // 7: stasis.v1.Console
+	(*Namespaces)(nil),    // 8: stasis.v1.Namespaces
+	(*Tmpfs)(nil),         // 9: stasis.v1.Tmpfs
+	(*Mount)(nil),         // 10: stasis.v1.Mount
+	(*Process)(nil),       // 11: stasis.v1.Process
+	(*FS)(nil),            // 12: stasis.v1.FS
+	(*SigAction)(nil),     // 13: stasis.v1.SigAction
+	(*SigInfo)(nil),       // 14: stasis.v1.SigInfo
+	(*ITimer)(nil),        // 15: stasis.v1.ITimer
+	(*PosixTimer)(nil),    // 16: stasis.v1.PosixTimer
+	(*RLimit)(nil),        // 17: stasis.v1.RLimit
+	(*Creds)(nil),         // 18: stasis.v1.Creds
+	(*SeccompFilter)(nil), // 19: stasis.v1.SeccompFilter
+	(*Thread)(nil),        // 20: stasis.v1.Thread
+	(*SigAltStack)(nil),   // 21: stasis.v1.SigAltStack
+	(*RSeq)(nil),          // 22: stasis.v1.RSeq
+	(*Sched)(nil),         // 23: stasis.v1.Sched
+	(*Restart)(nil),       // 24: stasis.v1.Restart
+	(*Seccomp)(nil),       // 25: stasis.v1.Seccomp
+	(*FDTable)(nil),       // 26: stasis.v1.FDTable
+	(*FD)(nil),            // 27: stasis.v1.FD
+	(*FileLock)(nil),      // 28: stasis.v1.FileLock
+	(*MM)(nil),            // 29: stasis.v1.MM
+	(*VMA)(nil),           // 30: stasis.v1.VMA
+	(*Extent)(nil),        // 31: stasis.v1.Extent
+	(*Contents)(nil),      // 32: stasis.v1.Contents
+	(*PageStore)(nil),     // 33: stasis.v1.PageStore
+	(*Chunk)(nil),         // 34: stasis.v1.Chunk
 }
 var file_checkpoint_proto_depIdxs = []int32{
-	8,  // 0: stasis.v1.Namespaces.tmpfs:type_name -> stasis.v1.Tmpfs
-	9,  // 1: stasis.v1.Namespaces.mounts:type_name -> stasis.v1.Mount
-	1,  // 2: stasis.v1.Process.state:type_name -> stasis.v1.Process.State
-	11, // 3: stasis.v1.Process.fs:type_name -> stasis.v1.FS
-	12, // 4: stasis.v1.Process.actions:type_name -> stasis.v1.SigAction
-	13, // 5: stasis.v1.Process.shared_pending:type_name -> stasis.v1.SigInfo
-	14, // 6: stasis.v1.Process.itimers:type_name -> stasis.v1.ITimer
-	15, // 7: stasis.v1.Process.timers:type_name -> stasis.v1.PosixTimer
-	16, // 8: stasis.v1.Process.rlimits:type_name -> stasis.v1.RLimit
-	19, // 9: stasis.v1.Process.threads:type_name -> stasis.v1.Thread
-	17, // 10: stasis.v1.Process.creds:type_name -> stasis.v1.Creds
-	27, // 11: stasis.v1.Process.locks:type_name -> stasis.v1.FileLock
-	13, // 12: stasis.v1.Thread.pending:type_name -> stasis.v1.SigInfo
-	20, // 13: stasis.v1.Thread.altstack:type_name -> stasis.v1.SigAltStack
-	21, // 14: stasis.v1.Thread.rseq:type_name -> stasis.v1.RSeq
-	17, // 15: stasis.v1.Thread.creds:type_name -> stasis.v1.Creds
-	22, // 16: stasis.v1.Thread.sched:type_name -> stasis.v1.Sched
-	23, // 17: stasis.v1.Thread.restart:type_name -> stasis.v1.Restart
-	18, // 18: stasis.v1.Seccomp.filters:type_name -> stasis.v1.SeccompFilter
-	26, // 19: stasis.v1.FDTable.fds:type_name -> stasis.v1.FD
-	2,  // 20: stasis.v1.FileLock.kind:type_name -> stasis.v1.FileLock.Kind
-	29, // 21: stasis.v1.MM.vmas:type_name -> stasis.v1.VMA
-	30, // 22: stasis.v1.MM.extents:type_name -> stasis.v1.Extent
-	3,  // 23: stasis.v1.VMA.kind:type_name -> stasis.v1.VMA.Kind
-	30, // 24: stasis.v1.Contents.extents:type_name -> stasis.v1.Extent
-	33, // 25: stasis.v1.PageStore.chunks:type_name -> stasis.v1.Chunk
-	4,  // 26: stasis.v1.Chunk.codec:type_name -> stasis.v1.Chunk.Codec
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	7,  // 0: stasis.v1.Container.console:type_name -> stasis.v1.Console
+	9,  // 1: stasis.v1.Namespaces.tmpfs:type_name -> stasis.v1.Tmpfs
+	10, // 2: stasis.v1.Namespaces.mounts:type_name -> stasis.v1.Mount
+	1,  // 3: stasis.v1.Process.state:type_name -> stasis.v1.Process.State
+	12, // 4: stasis.v1.Process.fs:type_name -> stasis.v1.FS
+	13, // 5: stasis.v1.Process.actions:type_name -> stasis.v1.SigAction
+	14, // 6: stasis.v1.Process.shared_pending:type_name -> stasis.v1.SigInfo
+	15, // 7: stasis.v1.Process.itimers:type_name -> stasis.v1.ITimer
+	16, // 8: stasis.v1.Process.timers:type_name -> stasis.v1.PosixTimer
+	17, // 9: stasis.v1.Process.rlimits:type_name -> stasis.v1.RLimit
+	20, // 10: stasis.v1.Process.threads:type_name -> stasis.v1.Thread
+	18, // 11: stasis.v1.Process.creds:type_name -> stasis.v1.Creds
+	28, // 12: stasis.v1.Process.locks:type_name -> stasis.v1.FileLock
+	14, // 13: stasis.v1.Thread.pending:type_name -> stasis.v1.SigInfo
+	21, // 14: stasis.v1.Thread.altstack:type_name -> stasis.v1.SigAltStack
+	22, // 15: stasis.v1.Thread.rseq:type_name -> stasis.v1.RSeq
+	18, // 16: stasis.v1.Thread.creds:type_name -> stasis.v1.Creds
+	23, // 17: stasis.v1.Thread.sched:type_name -> stasis.v1.Sched
+	24, // 18: stasis.v1.Thread.restart:type_name -> stasis.v1.Restart
+	19, // 19: stasis.v1.Seccomp.filters:type_name -> stasis.v1.SeccompFilter
+	27, // 20: stasis.v1.FDTable.fds:type_name -> stasis.v1.FD
+	2,  // 21: stasis.v1.FileLock.kind:type_name -> stasis.v1.FileLock.Kind
+	30, // 22: stasis.v1.MM.vmas:type_name -> stasis.v1.VMA
+	31, // 23: stasis.v1.MM.extents:type_name -> stasis.v1.Extent
+	3,  // 24: stasis.v1.VMA.kind:type_name -> stasis.v1.VMA.Kind
+	31, // 25: stasis.v1.Contents.extents:type_name -> stasis.v1.Extent
+	34, // 26: stasis.v1.PageStore.chunks:type_name -> stasis.v1.Chunk
+	4,  // 27: stasis.v1.Chunk.codec:type_name -> stasis.v1.Chunk.Codec
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_checkpoint_proto_init() }
@@ -3373,7 +3443,7 @@ func file_checkpoint_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_checkpoint_proto_rawDesc), len(file_checkpoint_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -835,6 +835,8 @@ type UnixSocket struct {
 	Connected     bool                   `protobuf:"varint,18,opt,name=connected,proto3" json:"connected,omitempty"`                 // has, or had, a peer
 	SockUid       uint32                 `protobuf:"varint,19,opt,name=sock_uid,json=sockUid,proto3" json:"sock_uid,omitempty"`      // owner of the socket's inode: what sk_uid is
 	SockGid       uint32                 `protobuf:"varint,20,opt,name=sock_gid,json=sockGid,proto3" json:"sock_gid,omitempty"`
+	PeerUid       uint32                 `protobuf:"varint,21,opt,name=peer_uid,json=peerUid,proto3" json:"peer_uid,omitempty"` // SO_PEERCRED: who connected; of a listener, who listens
+	PeerGid       uint32                 `protobuf:"varint,22,opt,name=peer_gid,json=peerGid,proto3" json:"peer_gid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1009,6 +1011,20 @@ func (x *UnixSocket) GetSockGid() uint32 {
 	return 0
 }
 
+func (x *UnixSocket) GetPeerUid() uint32 {
+	if x != nil {
+		return x.PeerUid
+	}
+	return 0
+}
+
+func (x *UnixSocket) GetPeerGid() uint32 {
+	if x != nil {
+		return x.PeerGid
+	}
+	return 0
+}
+
 type InetSocket struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Family        uint32                 `protobuf:"varint,1,opt,name=family,proto3" json:"family,omitempty"`
@@ -1025,6 +1041,7 @@ type InetSocket struct {
 	Uid           uint32                 `protobuf:"varint,12,opt,name=uid,proto3" json:"uid,omitempty"`     // owner of the socket's inode: what sk_uid is
 	Gid           uint32                 `protobuf:"varint,13,opt,name=gid,proto3" json:"gid,omitempty"`
 	RemoteScope   uint32                 `protobuf:"varint,14,opt,name=remote_scope,json=remoteScope,proto3" json:"remote_scope,omitempty"`
+	Ended         bool                   `protobuf:"varint,15,opt,name=ended,proto3" json:"ended,omitempty"` // TCP: a connection that is over
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1155,6 +1172,13 @@ func (x *InetSocket) GetRemoteScope() uint32 {
 		return x.RemoteScope
 	}
 	return 0
+}
+
+func (x *InetSocket) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
 }
 
 type SockOpts struct {
@@ -1409,7 +1433,7 @@ const file_files_proto_rawDesc = "" +
 	"\x06events\x18\x02 \x01(\rR\x06events\x12\x12\n" +
 	"\x04data\x18\x03 \x01(\x04R\x04data\x12\x10\n" +
 	"\x03pid\x18\x04 \x01(\x05R\x03pid\x12\x12\n" +
-	"\x04file\x18\x05 \x01(\rR\x04file\"\xff\x03\n" +
+	"\x04file\x18\x05 \x01(\rR\x04file\"\xb5\x04\n" +
 	"\n" +
 	"UnixSocket\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\rR\x04type\x12\x14\n" +
@@ -1433,7 +1457,9 @@ const file_files_proto_rawDesc = "" +
 	"\apending\x18\x11 \x01(\rR\apending\x12\x1c\n" +
 	"\tconnected\x18\x12 \x01(\bR\tconnected\x12\x19\n" +
 	"\bsock_uid\x18\x13 \x01(\rR\asockUid\x12\x19\n" +
-	"\bsock_gid\x18\x14 \x01(\rR\asockGid\"\x86\x03\n" +
+	"\bsock_gid\x18\x14 \x01(\rR\asockGid\x12\x19\n" +
+	"\bpeer_uid\x18\x15 \x01(\rR\apeerUid\x12\x19\n" +
+	"\bpeer_gid\x18\x16 \x01(\rR\apeerGid\"\x9c\x03\n" +
 	"\n" +
 	"InetSocket\x12\x16\n" +
 	"\x06family\x18\x01 \x01(\rR\x06family\x12\x12\n" +
@@ -1452,7 +1478,8 @@ const file_files_proto_rawDesc = "" +
 	"\x05scope\x18\v \x01(\rR\x05scope\x12\x10\n" +
 	"\x03uid\x18\f \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\r \x01(\rR\x03gid\x12!\n" +
-	"\fremote_scope\x18\x0e \x01(\rR\vremoteScope\"2\n" +
+	"\fremote_scope\x18\x0e \x01(\rR\vremoteScope\x12\x14\n" +
+	"\x05ended\x18\x0f \x01(\bR\x05ended\"2\n" +
 	"\bSockOpts\x12&\n" +
 	"\x04opts\x18\x01 \x03(\v2\x12.stasis.v1.SockOptR\x04opts\"I\n" +
 	"\aSockOpt\x12\x14\n" +

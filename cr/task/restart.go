@@ -2,6 +2,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -157,7 +158,12 @@ func interruptSleep(ctx context.Context, t *tracer.Task, call *unix.PtraceRegs) 
 		if err := t.Cont(0); err != nil {
 			return false, err
 		}
-		time.Sleep(20 * time.Microsecond) // let it reach its sleep: otherwise it is tried again
+		// Let it reach its sleep: otherwise it is tried again. Not time.Sleep, whose
+		// wake-up goes through Go's scheduler and takes a millisecond.
+		nap := unix.NsecToTimespec(int64(20 * time.Microsecond))
+		if err := unix.Nanosleep(&nap, nil); err != nil && !errors.Is(err, unix.EINTR) {
+			return false, err
+		}
 		if err := t.Interrupt(); err != nil {
 			return false, err
 		}

@@ -19,6 +19,7 @@ import (
 type Born struct {
 	Creds   *blob.Creds
 	Filters []uint32 // of seccomp, oldest first
+	Ignored uint64   // signals that the runtime left ignored
 }
 
 // BornAs reads what the blank, a task that has run none of its program, was
@@ -28,7 +29,7 @@ func BornAs(ctx context.Context, t *tracer.Task, c remote.Caller, filters *Filte
 	if err != nil {
 		return nil, err
 	}
-	b := &Born{Creds: credsOf(&st)}
+	b := &Born{Creds: credsOf(&st), Ignored: st.SigIgn}
 	if st.Seccomp == SeccompFilter {
 		if b.Filters, err = filters.Of(t); err != nil {
 			return nil, err
@@ -39,8 +40,8 @@ func BornAs(ctx context.Context, t *tracer.Task, c remote.Caller, filters *Filte
 
 // RestoreProcess gives the leader of a process what belongs to all its threads.
 // Credentials are not part of it. From outside: limits and the OOM score.
-func RestoreProcess(ctx context.Context, hostPID int, c remote.Caller, p *blob.Process) error {
-	if err := run(ctx, c, append(setProcessAsks(p), setActionAsks(p)...)); err != nil {
+func RestoreProcess(ctx context.Context, hostPID int, c remote.Caller, born *Born, p *blob.Process) error {
+	if err := run(ctx, c, append(setProcessAsks(p), setActionAsks(p, born.Ignored)...)); err != nil {
 		return err
 	}
 	if err := createTimers(ctx, c, p); err != nil {
@@ -67,7 +68,6 @@ func RestoreZombie(ctx context.Context, c remote.Caller, born *Born, p *blob.Pro
 func RestoreThread(ctx context.Context, t *tracer.Task, c remote.Caller, born *Born, filters *Filters,
 	p *blob.Process, th *blob.Thread, insn remote.Addr,
 ) error {
-	leader := th.Tid == p.Pid
 	have, err := schedOf(t.TID)
 	if err != nil {
 		return err
@@ -82,9 +82,6 @@ func RestoreThread(ctx context.Context, t *tracer.Task, c remote.Caller, born *B
 	if th.Creds.NoNewPrivs && !born.Creds.NoNewPrivs {
 		asks = append(asks, ask{what: "prctl PR_SET_NO_NEW_PRIVS", nr: unix.SYS_PRCTL, args: [6]uint64{unix.PR_SET_NO_NEW_PRIVS, 1}})
 	}
-	if leader {
-		asks = append(asks, dumpableAsk(p)...)
-	}
 	asks = append(asks, pdeathsigAsk(th))
 	seccomp, err := filters.setSeccompAsks(born.Filters, th)
 	if err != nil {
@@ -97,7 +94,9 @@ func RestoreThread(ctx context.Context, t *tracer.Task, c remote.Caller, born *B
 }
 
 // FinishThread queues the signals that waited for the thread, after dropping
-// those that building the tree has sent, and in the leader arms the timers.
+// those that building the tree has sent, and in the leader arms the timers. All
+// threads have their credentials by then: each change of them resets what the
+// leader says of dumpability here.
 func FinishThread(ctx context.Context, c remote.Caller, p *blob.Process, th *blob.Thread) error {
 	for took := true; took; {
 		took = false
@@ -108,7 +107,7 @@ func FinishThread(ctx context.Context, c remote.Caller, p *blob.Process, th *blo
 	leader := th.Tid == p.Pid
 	asks := queueAsks(p, th, leader)
 	if leader {
-		asks = append(asks, armTimerAsks(p)...)
+		asks = append(append(asks, dumpableAsk(p)...), armTimerAsks(p)...)
 	}
 	return run(ctx, c, asks)
 }

@@ -44,24 +44,26 @@ func actionAsks(changed uint64, p *blob.Process) []ask {
 	return asks
 }
 
-// setActionAsks sets every action: those not in p become the default, for what
-// the blank inherited as ignored may be default in the image.
-func setActionAsks(p *blob.Process) []ask {
-	actions := map[uint32]*blob.SigAction{}
-	for _, a := range p.Actions {
-		actions[a.Signal] = a
-	}
+// setActionAsks sets the actions of p. A fresh program has the default for every
+// signal but those that its runtime left ignored, a mask: these become the
+// default where p does not say otherwise.
+func setActionAsks(p *blob.Process, ignored uint64) []ask {
 	var asks []ask
-	for sig := uint32(1); sig <= sigMax; sig++ {
-		if sigsUncaught&(1<<(sig-1)) != 0 {
-			continue
-		}
-		a := actions[sig]
+	set := func(sig uint32, a *blob.SigAction) {
 		asks = append(asks, ask{
 			what: fmt.Sprintf("rt_sigaction %d", sig), nr: unix.SYS_RT_SIGACTION,
 			args: [6]uint64{uint64(sig), 0, 0, sigsetSize},
 			in:   u64s(a.GetHandler(), a.GetFlags(), a.GetRestorer(), a.GetMask()), inArg: 1,
 		})
+	}
+	for _, a := range p.Actions {
+		set(a.Signal, a)
+		ignored &^= 1 << (a.Signal - 1)
+	}
+	for sig := uint32(1); sig <= sigMax; sig++ {
+		if ignored&(1<<(sig-1)) != 0 {
+			set(sig, nil)
+		}
 	}
 	return asks
 }
