@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -84,6 +86,7 @@ func TestPassThrough(t *testing.T) {
 	} {
 		for _, ours := range []string{"", "--runtime", "--runtime=", "env"} {
 			t.Run(tt.args+" "+ours, func(t *testing.T) {
+				t.Chdir(t.TempDir()) // where a relative --log goes
 				f := newFake(t)
 				args := strings.Fields(tt.args)
 				set, seen := "", tt.want
@@ -237,6 +240,38 @@ func TestRestoreLabels(t *testing.T) {
 	}
 }
 
+// TestRestoreForwards checks that a signal for an attached restore reaches the
+// container, through the runtime, and that the ended container is removed.
+func TestRestoreForwards(t *testing.T) {
+	f := newFake(t)
+	saw := filepath.Join(t.TempDir(), "saw")
+	script := "#!/bin/sh\necho \"$@\" >>" + saw + "\n"
+	if err := os.WriteFile(f.runtime, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f.env = append(f.env, runtimeEnv+"="+f.runtime)
+	f.engine.restore = func(ctx context.Context, _ cr.RestoreOptions) (int, error) {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGUSR1); err != nil {
+			return 0, err
+		}
+		for ctx.Err() == nil {
+			if st, err := os.Stat(saw); err == nil && st.Size() > 0 {
+				return 138, nil
+			}
+			runtime.Gosched()
+		}
+		return 0, ctx.Err()
+	}
+	if status := f.do(t, "--root", "/r", "restore", "--work-path", t.TempDir(), "c1"); status != 138 {
+		t.Errorf("status %d: %s", status, f.stderr.String())
+	}
+	b, err := os.ReadFile(saw)
+	want := fmt.Sprintf("--root /r kill c1 %d\n--root /r delete --force c1\n", syscall.SIGUSR1)
+	if err != nil || string(b) != want {
+		t.Errorf("the runtime saw %q (%v), want %q", b, err, want)
+	}
+}
+
 // TestErrors checks that a failure is one line, first and alone on stderr, and
 // the last record of the log.
 func TestErrors(t *testing.T) {
@@ -276,7 +311,8 @@ func TestErrors(t *testing.T) {
 					return
 				}
 				name := map[string]string{"checkpoint": "dump.log", "restore": "restore.log"}[verb]
-				if got := lastLine(t, filepath.Join(work, name)); !strings.Contains(got, "Error (stasis): capture pid 7") {
+				got := lastLine(t, filepath.Join(work, name))
+				if !strings.Contains(got, "Error (stasis): capture pid 7") {
 					t.Errorf("%s: %q", name, got)
 				}
 			})

@@ -79,10 +79,18 @@ func (a *app) restore(ctx context.Context, g *global, o *restoreFlags, args []st
 	defer func() { err = errors.Join(err, done()) }()
 	bar := newProgress(a.err)
 	o.Log, o.Progress = log, bar.update
+	stop := func() {}
+	if !o.Detach {
+		stop = forward(&o.RestoreOptions)
+	}
 	status, err = a.engine.restore(ctx, o.RestoreOptions)
+	stop()
 	bar.end()
 	if err != nil {
 		return 0, errors.Join(err, record(work, err))
+	}
+	if !o.Detach {
+		remove(&o.RestoreOptions)
 	}
 	return status, nil
 }
