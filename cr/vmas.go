@@ -75,6 +75,9 @@ func unsaveable(m *procfs.SMap) string {
 			return s.why
 		}
 	}
+	if m.OtherFlags != "" {
+		return fmt.Sprintf("memory with the flags %q, which are newer than this engine", m.OtherFlags)
+	}
 	switch {
 	case strings.HasPrefix(m.Name, "/SYSV"):
 		return "System V shared memory"

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -19,12 +18,12 @@ import (
 // [Image.Validate]. Errors wrap errs.ErrNotImage, errs.ErrVersion or
 // errs.ErrCorrupt, or are r's own.
 func Read(r io.Reader, size int64) (*Image, error) {
+	if size > maxState {
+		return nil, fmt.Errorf("%d bytes of state, more than %d: %w", size, int64(maxState), errs.ErrCorrupt)
+	}
 	in := &reader{r: r, left: size, parts: parts(), img: &Image{}}
 	if err := in.header(); err != nil {
 		return nil, err
-	}
-	if size > maxState {
-		return nil, fmt.Errorf("%d bytes of state, more than %d: %w", size, int64(maxState), errs.ErrCorrupt)
 	}
 	for {
 		last, err := in.section()
@@ -90,8 +89,7 @@ func (r *reader) section() (last bool, err error) {
 	if s.tag == endTag {
 		return true, r.end(s)
 	}
-	r.sum.sections++
-	r.sum.crc = crc32.Update(r.sum.crc, crc32.MakeTable(crc32.Castagnoli), b)
+	r.sum.add(b)
 	if err := r.record(s); err != nil {
 		return false, fmt.Errorf("section %q: %w", s.tag, err)
 	}
@@ -126,7 +124,7 @@ func (r *reader) record(s section) error {
 	if s.flags&mustUnderstand == 0 {
 		return fmt.Errorf("flags %#x: %w", s.flags, errs.ErrCorrupt)
 	}
-	if s.rev != r.parts[p].rev {
+	if s.rev == 0 || s.rev > r.parts[p].rev {
 		return fmt.Errorf("revision %d: %w", s.rev, errs.ErrVersion)
 	}
 	if p < r.at || p == r.at && r.has && !r.parts[p].many {

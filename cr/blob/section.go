@@ -3,6 +3,7 @@ package blob
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 
 	"github.com/stasis-cr/stasis/cr/errs"
 )
@@ -75,6 +76,12 @@ func parseSection(b []byte) (section, error) {
 type end struct {
 	sections uint32
 	crc      uint32
+}
+
+// add counts one section by its header.
+func (e *end) add(header []byte) {
+	e.sections++
+	e.crc = crc32.Update(e.crc, crc32.MakeTable(crc32.Castagnoli), header)
 }
 
 func (e end) append(b []byte) []byte {

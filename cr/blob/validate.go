@@ -32,7 +32,8 @@ const (
 func (img *Image) Validate() error {
 	v := &validator{img: img}
 	for _, check := range []func() error{
-		v.host, v.container, v.namespaces, v.seccomp, v.pages, v.contents, v.files, v.tables, v.mms, v.processes, v.bodies,
+		v.host, v.container, v.namespaces, v.seccomp, v.pages, v.contents,
+		v.files, v.tables, v.mms, v.processes, v.bodies,
 	} {
 		if err := check(); err != nil {
 			return err

@@ -40,11 +40,20 @@ func file(f *File) error {
 	case f.Pos > maxOffset:
 		return bad("position %d", f.Pos)
 	}
-	if o := f.Owner; o != nil && (o.Type < 0 || o.Type > maxOwnerType || o.Pid < 0 || o.Pid > maxPID || o.Signal < 0 || o.Signal > maxSignal) {
-		return bad("owner %d %d, signal %d", o.Type, o.Pid, o.Signal)
+	if err := owner(f.Owner); err != nil {
+		return err
 	}
 	return text("name", f.Name, 2*maxPath)
 }
+
+func owner(o *Owner) error {
+	if !between(o.GetType(), maxOwnerType) || !between(o.GetPid(), maxPID) || !between(o.GetSignal(), maxSignal) {
+		return bad("owner %d %d, signal %d", o.GetType(), o.GetPid(), o.GetSignal())
+	}
+	return nil
+}
+
+func between(n, most int32) bool { return n >= 0 && n <= most }
 
 func (v *validator) tables() (err error) {
 	if v.tablesByID, err = index("descriptor table", v.img.FDTables); err != nil {

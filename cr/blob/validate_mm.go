@@ -29,7 +29,8 @@ func (v *validator) mms() (err error) {
 
 func (v *validator) mm(m *MM) error {
 	for _, a := range []uint64{
-		m.StartCode, m.EndCode, m.StartData, m.EndData, m.StartBrk, m.Brk, m.StartStack, m.ArgStart, m.ArgEnd, m.EnvStart, m.EnvEnd,
+		m.StartCode, m.EndCode, m.StartData, m.EndData, m.StartBrk, m.Brk, m.StartStack,
+		m.ArgStart, m.ArgEnd, m.EnvStart, m.EnvEnd,
 	} {
 		if a > taskSize {
 			return bad("address %x", a)

@@ -106,7 +106,8 @@ func (v *validator) family(p *Process) error {
 
 // zombie checks that nothing but a name and an end is left.
 func (v *validator) zombie(p *Process) error {
-	rest := len(p.Threads) + len(p.Actions) + len(p.SharedPending) + len(p.Itimers) + len(p.Timers) + len(p.Rlimits) + len(p.Locks)
+	rest := len(p.Threads) + len(p.Actions) + len(p.SharedPending) +
+		len(p.Itimers) + len(p.Timers) + len(p.Rlimits) + len(p.Locks)
 	switch {
 	case p.Pid == 1:
 		return bad("init is a zombie")
@@ -140,7 +141,7 @@ func (v *validator) living(p *Process) error {
 		return bad("dumpable %d", p.Dumpable)
 	}
 	v.usedMM[p.Mm], v.usedTable[p.FdTable] = p.Pid, p.Pid
-	for _, check := range []func(*Process) error{v.threads, signals, v.timers, rlimits, v.locks} {
+	for _, check := range []func(*Process) error{v.threads, signals, timers, rlimits, v.locks} {
 		if err := check(p); err != nil {
 			return err
 		}
@@ -151,7 +152,8 @@ func (v *validator) living(p *Process) error {
 func signals(p *Process) error {
 	var seen uint64
 	for _, a := range p.Actions {
-		if a.Signal < 1 || a.Signal > maxSignal || a.Signal == sigKill || a.Signal == sigStop || seen&(1<<(a.Signal-1)) != 0 {
+		if a.Signal < 1 || a.Signal > maxSignal || a.Signal == sigKill || a.Signal == sigStop ||
+			seen&(1<<(a.Signal-1)) != 0 {
 			return bad("action of signal %d", a.Signal)
 		}
 		seen |= 1 << (a.Signal - 1)
@@ -176,14 +178,18 @@ func pending(list []*SigInfo) error {
 	return nil
 }
 
-// timers needs the threads checked: it looks for those that are notified.
-func (v *validator) timers(p *Process) error {
+// timers checks both kinds of timers.
+func timers(p *Process) error {
 	seen := map[uint32]bool{}
 	for _, t := range p.Itimers {
 		if t.Which > 2 || seen[t.Which] || t.IntervalUs > maxOffset || t.ValueUs > maxOffset {
 			return bad("interval timer %d: %d us left, interval %d us", t.Which, t.ValueUs, t.IntervalUs)
 		}
 		seen[t.Which] = true
+	}
+	threads := map[int32]bool{}
+	for _, t := range p.Threads {
+		threads[t.Tid] = true
 	}
 	ids := map[int32]bool{}
 	for _, t := range p.Timers {
@@ -194,7 +200,7 @@ func (v *validator) timers(p *Process) error {
 			return bad("timer %d: notify %d", t.Id, t.Notify)
 		case t.Notify != sigevNone && (t.Signal < 1 || t.Signal > maxSignal):
 			return bad("timer %d: signal %d", t.Id, t.Signal)
-		case t.Notify == sigevThreadID && !hasThread(p, t.Tid):
+		case t.Notify == sigevThreadID && !threads[t.Tid]:
 			return bad("timer %d: no thread %d", t.Id, t.Tid)
 		case t.ValueNs < 0 || t.IntervalNs < 0 || t.Overrun < 0:
 			return bad("timer %d: %d ns left, interval %d ns, overrun %d", t.Id, t.ValueNs, t.IntervalNs, t.Overrun)
@@ -202,15 +208,6 @@ func (v *validator) timers(p *Process) error {
 		ids[t.Id] = true
 	}
 	return nil
-}
-
-func hasThread(p *Process, tid int32) bool {
-	for _, t := range p.Threads {
-		if t.Tid == tid {
-			return true
-		}
-	}
-	return false
 }
 
 func rlimits(p *Process) error {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 
 	"google.golang.org/protobuf/proto"
@@ -49,8 +48,7 @@ func (w *writer) record(p part, m proto.Message) (err error) {
 		return fmt.Errorf("record of %d bytes, more than %d", len(w.buf), maxBody)
 	}
 	h := w.header(section{tag: p.tag, rev: p.rev, flags: mustUnderstand}, w.buf)
-	w.sum.sections++
-	w.sum.crc = crc32.Update(w.sum.crc, crc32.MakeTable(crc32.Castagnoli), h)
+	w.sum.add(h)
 	return w.bytes(h, w.buf)
 }
 

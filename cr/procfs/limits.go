@@ -20,8 +20,8 @@ const Unlimited = math.MaxUint64
 
 // limitNames are the names in the order of the kernel's numbers, which x86, arm64
 // and most others share (fs/proc/base.c, lnames; asm-generic/resource.h).
-const limitNames = "cpu time|file size|data size|stack size|core file size|resident set|processes|open files|" +
-	"locked memory|address space|file locks|pending signals|msgqueue size|nice priority|realtime priority|realtime timeout"
+const limitNames = "cpu time|file size|data size|stack size|core file size|resident set|processes|" +
+	"open files|locked memory|address space|file locks|pending signals|msgqueue size|nice priority|realtime priority|realtime timeout"
 
 // limitNameWidth is the width of the first column, its blank included.
 const limitNameWidth = 26

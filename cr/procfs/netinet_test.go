@@ -19,16 +19,19 @@ func TestParseInet(t *testing.T) {
 	checkParse(t, ParseInet, []parseCase[[]InetSocket]{
 		{"tcp", tcpText, []InetSocket{
 			{netip.MustParseAddrPort("127.0.0.1:2024"), netip.MustParseAddrPort("0.0.0.0:0"), TCPListen, 0, 1, 0, 539},
-			{netip.MustParseAddrPort("192.168.1.2:8080"), netip.MustParseAddrPort("192.168.1.1:50000"), TCPTimeWait, 10, 20, 1000, 0},
+			{netip.MustParseAddrPort("192.168.1.2:8080"), netip.MustParseAddrPort("192.168.1.1:50000"), TCPTimeWait,
+				10, 20, 1000, 0},
 		}},
 		{"udp6", udp6Text, []InetSocket{{
-			netip.MustParseAddrPort("[2001:db8::123:4567:89ab:cdef]:53"), netip.MustParseAddrPort("[::ffff:127.0.0.1]:68"),
+			netip.MustParseAddrPort("[2001:db8::123:4567:89ab:cdef]:53"),
+			netip.MustParseAddrPort("[::ffff:127.0.0.1]:68"),
 			TCPEstablished, 0, 0, 4294967294, 1<<64 - 1,
 		}}},
 		{"nothing", "", nil},
 	})
 	checkRefused(t, ParseInet, "x\n", tcpText+"\n", tcpText+"x\n", replaced(t, tcpText, "0100007F:", "0100007:"),
-		replaced(t, tcpText, ":07E8", ":7E8"), replaced(t, tcpText, "0201A8C0", "0201A8CX"), replaced(t, tcpText, " 0A ", " 1FF "))
+		replaced(t, tcpText, ":07E8", ":7E8"), replaced(t, tcpText, "0201A8C0", "0201A8CX"), replaced(t, tcpText,
+			" 0A ", " 1FF "))
 }
 
 func TestReadInet(t *testing.T) {
@@ -43,7 +46,8 @@ func TestReadInet(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := netip.MustParseAddrPort(l.Addr().String())
-	if !slices.ContainsFunc(socks, func(s InetSocket) bool { return s.Local == want && s.State == TCPListen && s.Inode != 0 }) {
+	if !slices.ContainsFunc(socks,
+		func(s InetSocket) bool { return s.Local == want && s.State == TCPListen && s.Inode != 0 }) {
 		t.Errorf("%v is not in %v", want, socks)
 	}
 	for _, read := range []func(int) ([]InetSocket, error){ReadNetTCP6, ReadNetUDP, ReadNetUDP6} {

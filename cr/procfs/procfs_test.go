@@ -125,7 +125,8 @@ func TestErrorNamesFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := FS(root).Status(7)
-	if !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "7/status") || !strings.Contains(err.Error(), "nonsense") {
+	if !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "7/status") || !strings.Contains(err.Error(),
+		"nonsense") {
 		t.Errorf("error %v should name the file and quote the line", err)
 	}
 }
@@ -144,12 +145,14 @@ func TestNumber(t *testing.T) {
 	for _, c := range []struct {
 		text string
 		ok   bool
-	}{{"2147483647", true}, {"2147483648", false}, {"-1", true}, {"4294967295", false}, {"-2147483649", false}, {"", false}, {"-", false}, {"+1", false}, {" 1", false}} {
+	}{{"2147483647", true}, {"2147483648", false}, {"-1", true}, {"4294967295", false}, {"-2147483649", false}, {"",
+		false}, {"-", false}, {"+1", false}, {" 1", false}} {
 		if got := number([]byte(c.text), 10, &i32); got != c.ok {
 			t.Errorf("int32 of %q: %v", c.text, got)
 		}
 	}
-	if !number([]byte("4294967295"), 10, &u32) || number([]byte("4294967296"), 10, &u32) || number([]byte("-1"), 10, &u32) {
+	if !number([]byte("4294967295"), 10, &u32) || number([]byte("4294967296"), 10, &u32) || number([]byte("-1"), 10,
+		&u32) {
 		t.Error("uint32 has wrong bounds")
 	}
 	if !number([]byte("-9223372036854775808"), 10, &i64) || number([]byte("9223372036854775808"), 10, &i64) {

@@ -16,9 +16,11 @@ func TestParseStat(t *testing.T) {
 		Flags: 4194368, Priority: 20, Nice: -5, NumThreads: 3, StartTime: 225278, VSize: 4595712,
 		StartCode: 94890762207232, EndCode: 94890762996637, StartStack: 140732733209536, ExitSignal: 17, Processor: 1,
 		StartData: 94890763229936, EndData: 94890763278180, StartBrk: 94890779283456,
-		ArgStart: 140732733213533, ArgEnd: 140732733213548, EnvStart: 140732733213548, EnvEnd: 140732733214698, ExitCode: 256,
+		ArgStart: 140732733213533, ArgEnd: 140732733213548, EnvStart: 140732733213548, EnvEnd: 140732733214698,
+		ExitCode: 256,
 	}}})
-	checkRefused(t, ParseStat, "", "1", "1 (x", "(x) S", "1 )x( S", "1 (x) S 2 3", replaced(t, statText, " 34816 ", " 3x ") /* no number */)
+	checkRefused(t, ParseStat, "", "1", "1 (x", "(x) S", "1 )x( S", "1 (x) S 2 3", replaced(t, statText, " 34816 ",
+		" 3x ") /* no number */)
 }
 
 func TestReadStat(t *testing.T) {

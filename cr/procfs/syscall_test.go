@@ -12,7 +12,8 @@ func TestParseSyscall(t *testing.T) {
 		{"running", "running\n", Syscall{Running: true}},
 		{"stopped", "-1 0x7ffee4920978 0x7fde9b782bd3\n", Syscall{NR: -1, SP: 0x7ffee4920978, PC: 0x7fde9b782bd3}},
 	})
-	checkRefused(t, ParseSyscall, "", "walking", "0", "1 0x1 0x2", "-1 0x1", "-1 1 2", "x 0x1 0x2", replaced(t, syscallText, "61", "-1"))
+	checkRefused(t, ParseSyscall, "", "walking", "0", "1 0x1 0x2", "-1 0x1", "-1 1 2", "x 0x1 0x2", replaced(t,
+		syscallText, "61", "-1"))
 }
 
 func TestReadSyscall(t *testing.T) {
