@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/stasis-cr/stasis/cr/errs"
 	"github.com/stasis-cr/stasis/cr/object"
@@ -24,9 +25,44 @@ func Check(ctx context.Context, o CheckpointOptions) ([]error, error) {
 	return survey(ctx, c, &o)
 }
 
-// survey looks at a container that may be running and collects every refusal. A
-// task that ends meanwhile is passed over.
+// Looks at a running container are glimpses: a task that is about to end has left
+// its cgroup but not its namespaces, a pipe has changed hands. What stands in the
+// way for good does so at every look.
+const (
+	surveyLooks = 4
+	surveyPause = 3 * time.Millisecond
+)
+
+// survey collects every refusal that all of several looks agree on. Where the
+// first one finds nothing there is no second.
 func survey(ctx context.Context, c *container, o *CheckpointOptions) ([]error, error) {
+	agreed, err := look(ctx, c, o)
+	for n := 1; n < surveyLooks && len(agreed) > 0 && err == nil; n++ {
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(surveyPause):
+		}
+		var again []error
+		if again, err = look(ctx, c, o); err == nil {
+			agreed = both(agreed, again)
+		}
+	}
+	return agreed, err
+}
+
+// both keeps the errors of a that b has too.
+func both(a, b []error) []error {
+	said := map[string]bool{}
+	for _, e := range b {
+		said[e.Error()] = true
+	}
+	return slices.DeleteFunc(a, func(e error) bool { return !said[e.Error()] })
+}
+
+// look looks once at a container that may be running. A task that ends meanwhile
+// is passed over.
+func look(ctx context.Context, c *container, o *CheckpointOptions) ([]error, error) {
 	pids, err := family(c.initPID)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.id, err)
