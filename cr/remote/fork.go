@@ -14,48 +14,54 @@ import (
 // births are the options without which the kernel does not attach newborns.
 const births = tracer.TraceFork | tracer.TraceVfork | tracer.TraceClone
 
-// Fork makes a child, or with CLONE_THREAD a thread, and takes it over: scratch
-// memory, descriptors and all are there already. flags are those of clone(2),
-// with the signal for the child's end in their low byte. A thread shares the
-// scratch memory, so what is pushed in one takes room in all, and Reset of one
-// forgets it all.
+// Fork makes a child, or with CLONE_THREAD a thread, that stands where the
+// parent does; [OwnForked] takes it over. flags are those of clone(2), with the
+// signal for the child's end in their low byte. pid is the newborn's id in the
+// task's pid namespace. Both are left stopped.
 //
 // Precondition: the task has the options TraceFork, TraceVfork and TraceClone.
-func (o *Owner) Fork(ctx context.Context, flags uint64) (*Owner, error) {
+func (o *Owned) Fork(ctx context.Context, flags uint64) (_ *tracer.Task, pid int, err error) {
 	if flags&unix.CLONE_VFORK != 0 || o.t.Options()&births != births {
-		return nil, fmt.Errorf("fork task %d with clone flags %#x and ptrace options %#x: %w",
+		return nil, 0, fmt.Errorf("fork task %d with clone flags %#x and ptrace options %#x: %w",
 			o.t.TID, flags, o.t.Options(), errs.ErrUnsupported)
 	}
 	o.born = nil
-	if _, err := o.Call(ctx, unix.SYS_CLONE, flags); err != nil {
-		return nil, fmt.Errorf("fork task %d: %w", o.t.TID, err)
+	ret, err := o.Call(ctx, unix.SYS_CLONE, flags)
+	if err != nil {
+		return nil, 0, fmt.Errorf("fork task %d: %w", o.t.TID, err)
 	}
 	if len(o.born) != 1 {
-		return nil, fmt.Errorf("fork task %d: %d births reported", o.t.TID, len(o.born))
+		return nil, 0, fmt.Errorf("fork task %d: %d births reported", o.t.TID, len(o.born))
 	}
-	child := newOwner(tracer.Attached(o.born[0], o.t))
-	child.options = o.options
-	child.whole, child.base, child.size, child.bell = o.whole, o.base, o.size, o.bell
-	if flags&unix.CLONE_VM != 0 {
-		child.used, child.queued = o.used, o.queued
+	child := tracer.Attached(o.born[0], o.t)
+	st, err := child.Wait(ctx, o.opt.Bound)
+	if err != nil {
+		return nil, 0, fmt.Errorf("newborn task %d: %w", child.TID, err)
 	}
-	if err := child.firstStop(ctx); err != nil {
-		return nil, fmt.Errorf("newborn task %d: %w", child.t.TID, err)
+	// Every newborn of a seized task begins with such a stop.
+	if st.Kind != tracer.Interrupted && st.Kind != tracer.Group {
+		return nil, 0, fmt.Errorf("newborn task %d: stopped by %#x", child.TID, int(st.Status))
 	}
-	return child, nil
+	o.threads[child.TID] = flags&unix.CLONE_VM != 0
+	return child, int(ret), nil
 }
 
-// firstStop waits for the stop that every newborn of a seized task begins with.
-func (o *Owner) firstStop(ctx context.Context) error {
-	st, err := o.t.Wait(ctx, ownBound)
-	if err != nil {
-		return err
+// OwnForked takes over what parent's Fork made, without any call: scratch
+// memory, descriptors and all are there already. A thread shares the scratch
+// memory, so what is pushed in one takes room in all, and Reset of one forgets
+// it all.
+func OwnForked(t *tracer.Task, parent *Owned) (*Owned, error) {
+	o := newOwned(t, parent.opt)
+	o.options = parent.options
+	o.whole, o.base, o.size, o.bell = parent.whole, parent.base, parent.size, parent.bell
+	if parent.threads[t.TID] {
+		o.used, o.queued = parent.used, parent.queued
 	}
-	if st.Kind != tracer.Interrupted && st.Kind != tracer.Group {
-		return fmt.Errorf("stopped by %#x", int(st.Status))
+	var err error
+	if o.regs, err = t.Regs(); err != nil {
+		return nil, fmt.Errorf("own task %d: %w", t.TID, err)
 	}
-	o.regs, err = o.t.Regs()
-	return err
+	return o, nil
 }
 
 // Exec runs the file that fd is open on, with an empty argument and no
@@ -64,7 +70,7 @@ func (o *Owner) firstStop(ctx context.Context) error {
 // What is open without close-on-exec stays; signals stay blocked.
 //
 // Precondition: the task has the option TraceExec and is the only thread.
-func (o *Owner) Exec(ctx context.Context, fd FD) error {
+func (o *Owned) Exec(ctx context.Context, fd FD) error {
 	if o.t.Options()&tracer.TraceExec == 0 {
 		return fmt.Errorf("exec in task %d, which does not report it: %w", o.t.TID, errs.ErrUnsupported)
 	}
@@ -73,15 +79,13 @@ func (o *Owner) Exec(ctx context.Context, fd FD) error {
 	if err != nil {
 		return err
 	}
-	argv, err := o.Push(binary.LittleEndian.AppendUint64(nil, uint64(empty)))
+	// The word that ends argv is an empty envp as well.
+	argv, err := o.Push(append(binary.LittleEndian.AppendUint64(nil, uint64(empty)), make([]byte, 8)...))
 	if err != nil {
 		return err
 	}
-	if _, err := o.Push(make([]byte, 16)); err != nil { // ends argv; an empty envp lies in it
-		return err
-	}
 	st, err := o.last(ctx, Call{NR: unix.SYS_EXECVEAT, Args: [6]uint64{
-		uint64(fd), uint64(empty), uint64(argv), uint64(argv) + 16, unix.AT_EMPTY_PATH,
+		uint64(fd), uint64(empty), uint64(argv), uint64(argv) + 8, unix.AT_EMPTY_PATH,
 	}})
 	if err != nil {
 		return fmt.Errorf("exec in task %d: %w", o.t.TID, err)
@@ -90,14 +94,14 @@ func (o *Owner) Exec(ctx context.Context, fd FD) error {
 		return fmt.Errorf("exec in task %d: %w", o.t.TID, errs.ErrGone)
 	}
 	o.whole, o.base, o.size = Range{}, 0, 0
-	if _, err := o.t.Deliver(ctx, 0, ownBound); err != nil {
+	if _, err := o.t.Deliver(ctx, 0, o.opt.Bound); err != nil {
 		return err
 	}
 	return o.t.SetOptions(o.options)
 }
 
 // last makes a call that is not to return. Its error is the call's if it did.
-func (o *Owner) last(ctx context.Context, c Call) (tracer.Stop, error) {
+func (o *Owned) last(ctx context.Context, c Call) (tracer.Stop, error) {
 	at := o.base + Addr(alignUp(*o.used, entrySize))
 	if at+entrySize > o.base+Addr(o.size) {
 		return tracer.Stop{}, fmt.Errorf("no room for a call: %w", unix.ENOMEM)
@@ -125,7 +129,7 @@ func (o *Owner) last(ctx context.Context, c Call) (tracer.Stop, error) {
 
 // Exit ends the process with a status, as exit_group(2) does. It becomes a
 // zombie for its parent to wait for.
-func (o *Owner) Exit(ctx context.Context, status int) error {
+func (o *Owned) Exit(ctx context.Context, status int) error {
 	st, err := o.last(ctx, Call{NR: unix.SYS_EXIT_GROUP, Args: [6]uint64{uint64(status)}})
 	if err != nil {
 		return fmt.Errorf("exit task %d: %w", o.t.TID, err)
@@ -138,7 +142,7 @@ func (o *Owner) Exit(ctx context.Context, status int) error {
 
 // ExitBySignal ends the process by a signal that terminates by default. It
 // dumps no core, and its status does not say that it did.
-func (o *Owner) ExitBySignal(ctx context.Context, sig unix.Signal) error {
+func (o *Owned) ExitBySignal(ctx context.Context, sig unix.Signal) error {
 	if sig == unix.SIGKILL {
 		if err := unix.Kill(o.t.TID, sig); err != nil {
 			return fmt.Errorf("kill task %d: %w", o.t.TID, err)
@@ -165,8 +169,8 @@ func (o *Owner) ExitBySignal(ctx context.Context, sig unix.Signal) error {
 	return o.awaitEnd(ctx)
 }
 
-func (o *Owner) awaitEnd(ctx context.Context) error {
-	st, err := o.t.Wait(ctx, ownBound)
+func (o *Owned) awaitEnd(ctx context.Context) error {
+	st, err := o.t.Wait(ctx, o.opt.Bound)
 	if err == nil && st.Kind != tracer.Gone {
 		err = fmt.Errorf("task %d does not die: stopped by %#x", o.t.TID, int(st.Status))
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"runtime"
 	"strconv"
 	"sync"
@@ -33,17 +34,23 @@ func helpers() map[string]func() error {
 		"routines": routines,
 		"ppoll":    maskedPoll,
 		"idle":     idle,
+		"queue":    queue,
+		"filtered": filtered,
 		"visit":    visitForever,
 	}
 }
 
-const sleepTime = time.Second
+const (
+	sleepTime  = time.Second / 2
+	sleepSlack = 300 * time.Millisecond // a busy machine's
+)
 
 // timed runs a call that sleeps, which must take as long as if nothing
 // happened, and succeed.
 func timed(sleep func(time.Duration) error) func() error {
 	return func() error {
 		runtime.LockOSThread()
+		signal.Ignore(unix.SIGURG, unix.SIGWINCH) // as most programs do by default
 		fmt.Println("ready")
 		for range 2 {
 			begin := time.Now()
@@ -51,7 +58,7 @@ func timed(sleep func(time.Duration) error) func() error {
 				return err
 			}
 			// Without the clock going on it would start again at each visit.
-			if d := time.Since(begin); d < sleepTime-time.Millisecond || d > sleepTime+sleepTime/4 {
+			if d := time.Since(begin); d < sleepTime-time.Millisecond || d > sleepTime+sleepSlack {
 				return fmt.Errorf("slept %v, not %v", d, sleepTime)
 			}
 		}
@@ -189,6 +196,64 @@ func idle() error {
 	fmt.Println("ready")
 	_, err := bufio.NewReader(os.Stdin).ReadString('\n')
 	return err
+}
+
+// queued is how many signals queue wants to see.
+const queued = 300
+
+// queue counts real-time signals, which must neither get lost nor double.
+func queue() error {
+	runtime.LockOSThread()
+	const sig = 50
+	set := uint64(1) << (sig - 1)
+	mask := unix.Sigset_t{Val: [16]uint64{set}}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &mask, nil); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	fmt.Println(unix.Gettid())
+	ts := unix.NsecToTimespec(int64(2 * sleepTime))
+	for n := 0; ; {
+		got, _, e := unix.Syscall6(unix.SYS_RT_SIGTIMEDWAIT, uintptr(unsafe.Pointer(&set)), 0,
+			uintptr(unsafe.Pointer(&ts)), 8, 0, 0)
+		switch {
+		case e == unix.EINTR: // ptrace alone does that (signal(7))
+		case e == unix.EAGAIN && n == queued:
+			return nil
+		case e != 0 || got != sig:
+			return fmt.Errorf("after %d signals: %d, %w", n, got, e)
+		default:
+			n++
+		}
+	}
+}
+
+// filtered idles under a seccomp filter that lets it do little more than read
+// and write, and answers everything else by killing the process.
+func filtered() error {
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	f := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}} // the number
+	allowed := []uint32{unix.SYS_READ, unix.SYS_WRITE, unix.SYS_EXIT_GROUP, unix.SYS_RT_SIGRETURN}
+	for i, nr := range allowed {
+		f = append(f, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: nr, Jt: uint8(len(allowed) - i)})
+	}
+	f = append(f, unix.SockFilter{Code: unix.BPF_RET, K: unix.SECCOMP_RET_KILL_PROCESS},
+		unix.SockFilter{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW})
+	prog := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
+	_, _, e := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog)))
+	if e != 0 {
+		return e
+	}
+	b := []byte("ready\n")
+	_, _, _ = unix.RawSyscall(unix.SYS_WRITE, 1, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	_, _, e = unix.RawSyscall(unix.SYS_READ, 0, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	good := []byte("good\n")
+	_, _, _ = unix.RawSyscall(unix.SYS_WRITE, 1, uintptr(unsafe.Pointer(&good[0])), uintptr(len(good)))
+	_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(e), 0, 0)
+	return nil
 }
 
 // pidEnv tells visitForever whom to visit.

@@ -3,6 +3,7 @@ package remote
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -210,11 +211,11 @@ func visitAll(ctx context.Context, pid, calls int) error {
 		return err
 	}
 	for _, task := range all {
-		if err := visitOne(ctx, task, calls); err != nil {
-			return err
+		if err = visitOne(ctx, task, calls); err != nil {
+			break
 		}
 	}
-	return detach(all)
+	return errors.Join(err, detach(all))
 }
 
 func visitOne(ctx context.Context, task *tracer.Task, n int) error {
@@ -222,8 +223,5 @@ func visitOne(ctx context.Context, task *tracer.Task, n int) error {
 	if err != nil {
 		return err
 	}
-	if err := checkCalls(ctx, v, task.TID, n); err != nil {
-		return err
-	}
-	return v.Close(ctx)
+	return errors.Join(checkCalls(ctx, v, task.TID, n), v.Close(ctx))
 }

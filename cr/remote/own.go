@@ -13,29 +13,46 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OwnSize is how much memory Own maps: a page of code and scratch memory.
-const OwnSize = 256 << 10
+// OwnOptions are what [Own] may be told. The zero value is good.
+type OwnOptions struct {
+	Size  int           // bytes to map, a page of code and scratch memory; 0: 256 KiB
+	Bound time.Duration // longest wait for one batch; 0: a minute
+}
 
-// ownBound is the longest wait for one batch: unmapping a big process takes its
-// time.
-const ownBound = time.Minute
+const (
+	defaultOwnSize  = 256 << 10
+	defaultOwnBound = time.Minute // unmapping a big process takes its time
+)
 
-// Owner makes calls in a task that is ours to form. It is a [Caller].
+func (o OwnOptions) withDefaults() OwnOptions {
+	if o.Size <= 0 {
+		o.Size = defaultOwnSize
+	}
+	o.Size = int(max(alignUp(uint64(o.Size), pageSize), 2*pageSize))
+	if o.Bound <= 0 {
+		o.Bound = defaultOwnBound
+	}
+	return o
+}
+
+// Owned makes calls in a task that is ours to form. It is a [Caller].
 //
 // Between calls the task is in a ptrace stop, with all signals blocked but the
 // one it says that it is done by. Its registers are of no meaning. Batches may
 // do what they like, but change the signal mask or the scratch memory.
-type Owner struct {
+type Owned struct {
 	area   // behind the page of code
 	t      *tracer.Task
+	opt    OwnOptions
 	regs   unix.PtraceRegs // segments and stack pointer of the task
 	whole  Range           // what Own mapped; zero when it is gone
 	code   *ownCode
 	bell   unix.Signal
 	queued *uint64 // signals that batches put into the queues; shared as used is
 
-	born    []int // whom events told of in the batch that runs
-	options int   // of ptrace, before us
+	born    []int        // whom events told of in the batch that runs
+	threads map[int]bool // newborns that share the memory
+	options int          // of ptrace, before us
 }
 
 // ownCode is what lies in the page of code: the loop, then the bell.
@@ -57,26 +74,29 @@ func newOwnCode() *ownCode {
 	return c
 }
 
-// Own takes over a task and maps OwnSize bytes at an address of the caller's
+// Own takes over a task and maps scratch memory at an address of the caller's
 // choice, which must be free, or of the kernel's choice if at is 0. The task may
 // be in any ptrace stop, that of an exec included: it is led out of the kernel
 // first. PTRACE_O_TRACESYSGOOD is added to its options until Drop.
-func Own(ctx context.Context, t *tracer.Task, at Addr) (*Owner, error) {
-	o := newOwner(t)
+func Own(ctx context.Context, t *tracer.Task, at Addr, opt OwnOptions) (*Owned, error) {
+	o := newOwned(t, opt.withDefaults())
 	if err := o.take(ctx, at); err != nil {
 		return nil, fmt.Errorf("own task %d: %w", t.TID, err)
 	}
 	return o, nil
 }
 
-func newOwner(t *tracer.Task) *Owner {
-	o := &Owner{t: t, code: newOwnCode(), queued: new(uint64), options: t.Options()}
+func newOwned(t *tracer.Task, opt OwnOptions) *Owned {
+	o := &Owned{
+		t: t, opt: opt, code: newOwnCode(), queued: new(uint64),
+		threads: map[int]bool{}, options: t.Options(),
+	}
 	o.area = area{pid: t.TID, used: new(uint64), run: o.run, peek: o.peek}
 	return o
 }
 
-func (o *Owner) take(ctx context.Context, at Addr) (err error) {
-	if _, err := o.t.Deliver(ctx, 0, ownBound); err != nil {
+func (o *Owned) take(ctx context.Context, at Addr) (err error) {
+	if _, err := o.t.Deliver(ctx, 0, o.opt.Bound); err != nil {
 		return err
 	}
 	if o.regs, err = o.t.Regs(); err != nil {
@@ -93,21 +113,22 @@ func (o *Owner) take(ctx context.Context, at Addr) (err error) {
 
 // mapScratch makes the first page executable only after the code is there, so
 // that no page is ever both.
-func (o *Owner) mapScratch(ctx context.Context, at Addr) error {
+func (o *Owned) mapScratch(ctx context.Context, at Addr) error {
 	insn, err := syscallInsn(o.t.TID)
 	if err != nil {
 		return err
 	}
+	size := uint64(o.opt.Size)
 	flags := uint64(unix.MAP_PRIVATE | unix.MAP_ANONYMOUS)
 	if at != 0 {
 		flags |= unix.MAP_FIXED_NOREPLACE
 	}
-	got, err := o.single(ctx, insn, unix.SYS_MMAP, uint64(at), OwnSize,
+	got, err := o.single(ctx, insn, unix.SYS_MMAP, uint64(at), size,
 		unix.PROT_READ|unix.PROT_WRITE, flags, ^uint64(0), 0)
 	if err != nil {
 		return fmt.Errorf("map scratch memory at %x: %w", uint64(at), err)
 	}
-	o.whole = Range{Start: Addr(got), End: Addr(got) + OwnSize}
+	o.whole = Range{Start: Addr(got), End: Addr(got + size)}
 	if err := writeTask(o.pid, o.whole.Start, o.code.b); err != nil {
 		return err
 	}
@@ -115,28 +136,26 @@ func (o *Owner) mapScratch(ctx context.Context, at Addr) error {
 	if err != nil {
 		return fmt.Errorf("protect code at %x: %w", got, err)
 	}
-	o.base, o.size = Addr(got+pageSize), OwnSize-pageSize
+	o.base, o.size = Addr(got+pageSize), size-pageSize
 	return nil
 }
 
 // Task is the task that is owned.
-func (o *Owner) Task() *tracer.Task { return o.t }
+func (o *Owned) Task() *tracer.Task { return o.t }
 
-// Memory is all that Own mapped, for callers that clear the task's mappings.
-func (o *Owner) Memory() (at Addr, size uint64) {
-	return o.whole.Start, uint64(o.whole.End - o.whole.Start)
-}
+// Whole is all that Own mapped, for callers that clear the task's mappings.
+func (o *Owned) Whole() Range { return o.whole }
 
 // Insn is the address of a `syscall` instruction behind which the task would
 // turn on the spot, for a call that the caller makes and interrupts itself.
-func (o *Owner) Insn() (Addr, error) {
+func (o *Owned) Insn() (Addr, error) {
 	if o.whole.Start == 0 {
 		return 0, o.dropped()
 	}
 	return o.whole.Start + Addr(o.code.insn), nil
 }
 
-func (o *Owner) dropped() error {
+func (o *Owned) dropped() error {
 	return fmt.Errorf("task %d has no scratch memory any more: %w", o.t.TID, os.ErrClosed)
 }
 
@@ -160,7 +179,7 @@ func syscallInsn(tid int) (Addr, error) {
 
 // single makes one call with an instruction that is there, by stops at its entry
 // and exit. A single step would force a SIGTRAP, see package tracer.
-func (o *Owner) single(ctx context.Context, insn Addr, nr uintptr, args ...uint64) (uint64, error) {
+func (o *Owned) single(ctx context.Context, insn Addr, nr uintptr, args ...uint64) (uint64, error) {
 	r := o.regs
 	r.Rip, r.Rax, r.Orig_rax = uint64(insn), uint64(nr), ^uint64(0)
 	for i, to := range []*uint64{&r.Rdi, &r.Rsi, &r.Rdx, &r.R10, &r.R8, &r.R9}[:len(args)] {
@@ -173,7 +192,7 @@ func (o *Owner) single(ctx context.Context, insn Addr, nr uintptr, args ...uint6
 		if err := o.t.ToSyscall(0); err != nil {
 			return 0, err
 		}
-		st, err := o.t.Wait(ctx, ownBound)
+		st, err := o.t.Wait(ctx, o.opt.Bound)
 		if err != nil {
 			return 0, err
 		}
@@ -207,7 +226,7 @@ func fatal(sig unix.Signal) error {
 
 // chooseBell takes a signal that is not queued: while ptrace is there, any will
 // be shown to us before the task learns of it, whatever it does with it.
-func (o *Owner) chooseBell() error {
+func (o *Owned) chooseBell() error {
 	sig := pick(^(forbidden | *o.queued))
 	if sig == 0 {
 		return fmt.Errorf("task has every signal queued: %w", errs.ErrUnsupported)
@@ -223,7 +242,7 @@ func (o *Owner) chooseBell() error {
 }
 
 // peek looks for calls that queue signals, so that ours is none of them.
-func (o *Owner) peek(calls []Call) error {
+func (o *Owned) peek(calls []Call) error {
 	for _, c := range calls {
 		switch c.NR {
 		case unix.SYS_RT_SIGQUEUEINFO:
@@ -236,7 +255,7 @@ func (o *Owner) peek(calls []Call) error {
 }
 
 // run is area.run.
-func (o *Owner) run(ctx context.Context, at Addr, n int) error {
+func (o *Owned) run(ctx context.Context, at Addr, n int) error {
 	st, err := o.drive(ctx, at, n)
 	switch {
 	case err != nil:
@@ -250,7 +269,7 @@ func (o *Owner) run(ctx context.Context, at Addr, n int) error {
 }
 
 // drive runs n entries until the bell, an exec, or the task's end.
-func (o *Owner) drive(ctx context.Context, at Addr, n int) (tracer.Stop, error) {
+func (o *Owned) drive(ctx context.Context, at Addr, n int) (tracer.Stop, error) {
 	if o.whole.Start == 0 {
 		return tracer.Stop{}, o.dropped()
 	}
@@ -264,7 +283,7 @@ func (o *Owner) drive(ctx context.Context, at Addr, n int) (tracer.Stop, error) 
 		if err := o.t.Cont(0); err != nil {
 			return tracer.Stop{}, err
 		}
-		st, err := o.t.Wait(ctx, ownBound)
+		st, err := o.t.Wait(ctx, o.opt.Bound)
 		if err != nil {
 			return st, errors.Join(err, o.t.Interrupt())
 		}
@@ -275,7 +294,7 @@ func (o *Owner) drive(ctx context.Context, at Addr, n int) (tracer.Stop, error) 
 	}
 }
 
-func (o *Owner) judge(st tracer.Stop) (over bool, err error) {
+func (o *Owned) judge(st tracer.Stop) (over bool, err error) {
 	switch st.Kind {
 	case tracer.Gone:
 		return true, nil
@@ -291,7 +310,7 @@ func (o *Owner) judge(st tracer.Stop) (over bool, err error) {
 	return false, nil
 }
 
-func (o *Owner) event(event int) (over bool, err error) {
+func (o *Owned) event(event int) (over bool, err error) {
 	switch event {
 	case unix.PTRACE_EVENT_EXEC:
 		return true, nil
@@ -306,20 +325,18 @@ func (o *Owner) event(event int) (over bool, err error) {
 // Drop unmaps the scratch memory and leaves the task stopped where its final
 // registers and signal mask can be set; until then every signal is blocked. The
 // vdso must be at its final place. One thread of a process does it for all; the
-// others are left as they are, at a stop just as good.
-func (o *Owner) Drop(ctx context.Context) error {
+// others, before it or after, Forget.
+func (o *Owned) Drop(ctx context.Context) error {
 	if o.whole.Start == 0 {
 		return o.dropped()
 	}
-	if err := o.drop(ctx); err != nil {
-		return fmt.Errorf("drop task %d: %w", o.t.TID, err)
+	if err := o.unmap(ctx); err != nil {
+		return fmt.Errorf("drop task %d: unmap scratch memory: %w", o.t.TID, err)
 	}
-	return nil
+	return o.Forget(ctx)
 }
 
-func (o *Owner) drop(ctx context.Context) error {
-	at, size := o.Memory()
-	o.whole, o.base, o.size, o.bell = Range{}, 0, 0, 0
+func (o *Owned) unmap(ctx context.Context) error {
 	if err := o.t.SetSigMask(^uint64(0)); err != nil {
 		return err
 	}
@@ -327,13 +344,21 @@ func (o *Owner) drop(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := o.single(ctx, insn, unix.SYS_MUNMAP, uint64(at), size); err != nil {
-		return fmt.Errorf("unmap scratch memory: %w", err)
+	size := uint64(o.whole.End - o.whole.Start)
+	_, err = o.single(ctx, insn, unix.SYS_MUNMAP, uint64(o.whole.Start), size)
+	return err
+}
+
+// Forget ends the ownership as Drop does, but leaves the scratch memory.
+func (o *Owned) Forget(ctx context.Context) error {
+	o.whole, o.base, o.size, o.bell = Range{}, 0, 0, 0
+	if err := o.t.SetSigMask(^uint64(0)); err != nil {
+		return fmt.Errorf("drop task %d: %w", o.t.TID, err)
 	}
 	// At a call's exit the kernel does not look whether the registers are those
 	// of a call to be restarted; in get_signal it does.
-	if _, err := o.t.Deliver(ctx, 0, ownBound); err != nil {
-		return err
+	if _, err := o.t.Deliver(ctx, 0, o.opt.Bound); err != nil {
+		return fmt.Errorf("drop task %d: %w", o.t.TID, err)
 	}
 	return o.t.SetOptions(o.options)
 }

@@ -22,7 +22,8 @@ const (
 //	  0   8  magic: a visit is going on, or was cut short by our death
 //	  8   8  where to go in the end
 //	 16   8  signal mask of the task
-//	 24   8  al: overflow flag, ah: sign, zero, adjust, parity, carry
+//	 24   2  al: overflow flag, ah: sign, zero, adjust, parity, carry
+//	 28   4  id of the thread, in the pid namespace of the engine
 //	 32 120  registers, in the order of slotRegs
 //	152      code
 const (
@@ -30,6 +31,7 @@ const (
 	slotRIP   = 8
 	slotMask  = 16
 	slotFlags = 24
+	slotTID   = 28
 	slotFirst = 32
 	slotCode  = 152
 	slotMagic = "stasis\x0f\x0b" // ends in ud2, should anything ever run it
@@ -73,13 +75,14 @@ type stub struct {
 // The flags come back without popfq, which would need a stack: an addition makes
 // the overflow flag, sahf the others that the stub changes. Calls, moves and lea
 // leave them alone.
-func newStub(r *unix.PtraceRegs, mask uint64) *stub {
+func newStub(tid int, r *unix.PtraceRegs, mask uint64) *stub {
 	s := &stub{}
 	a := &asm{b: make([]byte, slotFirst, slotSize)}
 	copy(a.b, slotMagic)
 	binary.LittleEndian.PutUint64(a.b[slotRIP:], r.Rip)
 	binary.LittleEndian.PutUint64(a.b[slotMask:], mask)
 	binary.LittleEndian.PutUint16(a.b[slotFlags:], packFlags(r.Eflags))
+	binary.LittleEndian.PutUint32(a.b[slotTID:], uint32(tid))
 	for _, v := range slotRegs(r) {
 		a.b = binary.LittleEndian.AppendUint64(a.b, v.val)
 	}
@@ -143,18 +146,24 @@ const (
 // healed is r as arch_do_signal_or_restart (arch/x86/kernel/signal.c) makes it
 // when no signal is there to be delivered: an interrupted call is made again,
 // and one with a timeout goes on by restart_syscall, whose block in the task's
-// struct survives calls that don't sleep.
-func healed(r unix.PtraceRegs) unix.PtraceRegs {
+// struct survives calls that don't sleep. It does not survive a signal's handler:
+// then, if block is false, the call had better begin anew, unless it went on by
+// restart_syscall before and nobody knows any more which it was.
+func healed(r unix.PtraceRegs, block bool) unix.PtraceRegs {
 	if int64(r.Orig_rax) < 0 {
 		return r
 	}
 	switch -int64(r.Rax) {
 	case eRestartSys, eRestartNoIntr, eRestartNoHand:
 		r.Rax = r.Orig_rax
-		r.Rip -= syscallInsnBytes
 	case eRestartBlock:
-		r.Rax = sysRestart
-		r.Rip -= syscallInsnBytes
+		r.Rax = r.Orig_rax
+		if block {
+			r.Rax = sysRestart
+		}
+	default:
+		return r
 	}
+	r.Rip -= syscallInsnBytes
 	return r
 }

@@ -1,10 +1,9 @@
 package remote
 
 import (
-	"bufio"
 	"bytes"
+	"encoding/binary"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -17,24 +16,19 @@ type Range struct{ Start, End Addr }
 // FindVDSO finds the vdso of a task, by its thread id in our pid namespace. A
 // task that unmapped it or never had one gives [errs.ErrUnsupported].
 func FindVDSO(tid int) (Range, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", tid))
+	text, err := readProc(tid, "maps")
 	if err != nil {
-		return Range{}, fmt.Errorf("mappings of task %d: %w", tid, err)
+		return Range{}, err
 	}
-	defer func() { _ = f.Close() }() // read only
-	s := bufio.NewScanner(f)
-	for s.Scan() {
-		if !bytes.HasSuffix(s.Bytes(), []byte(" [vdso]")) {
+	for line := range bytes.Lines(text) {
+		if !bytes.HasSuffix(line, []byte(" [vdso]\n")) {
 			continue
 		}
-		span, rest, _ := strings.Cut(s.Text(), " ")
+		span, rest, _ := strings.Cut(string(line), " ")
 		if !strings.HasPrefix(rest, "r-xp") {
 			break
 		}
 		return parseRange(span)
-	}
-	if err := s.Err(); err != nil {
-		return Range{}, fmt.Errorf("mappings of task %d: %w", tid, err)
 	}
 	return Range{}, fmt.Errorf("task %d has no vdso: %w", tid, errs.ErrUnsupported)
 }
@@ -56,7 +50,7 @@ func parseRange(s string) (Range, error) {
 // that dead visits left behind, slots that are free, then the vdso's own bytes.
 type slots struct {
 	free  []Addr
-	stale []Addr
+	stale []staleSlot
 }
 
 // most slots that are looked for: the padding of one page.
@@ -77,20 +71,11 @@ func findSlots(pid int, vdso Range) (s slots, err error) {
 		case bytes.Equal(slot, make([]byte, slotSize)):
 			s.free = append(s.free, at)
 		case bytes.HasPrefix(slot, []byte(slotMagic)):
-			s.stale = append(s.stale, at)
+			tid := int(binary.LittleEndian.Uint32(slot[slotTID:]))
+			s.stale = append(s.stale, staleSlot{at: at, tid: tid})
 		default:
 			return s, nil
 		}
 	}
 	return s, nil
-}
-
-// within says whether a task with this instruction pointer runs a stale slot.
-func (s slots) within(rip uint64) bool {
-	for _, at := range s.stale {
-		if rip >= uint64(at) && rip < uint64(at)+slotSize {
-			return true
-		}
-	}
-	return false
 }

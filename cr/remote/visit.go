@@ -64,9 +64,8 @@ type Visitor struct {
 	bell  bell
 	saved unix.PtraceRegs
 	mask  uint64
-	held  [][]byte // siginfo_t of guarded signals from elsewhere, to be delivered
+	held  []byte // siginfo_t of a guarded signal from elsewhere, to be delivered
 
-	tgid    int
 	options int  // of ptrace, before us
 	entered bool // the registers are not the task's own
 	masked  bool
@@ -115,6 +114,16 @@ func (v *Visitor) look(ctx context.Context) (err error) {
 	if v.slot, err = v.findSlot(ctx); err != nil {
 		return err
 	}
+	if v.mask, err = v.t.SigMask(); err != nil {
+		return err
+	}
+	st, err := readStatus(v.t.TID)
+	if err != nil {
+		return err
+	}
+	if v.bell, err = chooseBell(st, v.mask); err != nil {
+		return err
+	}
 	if v.saved, err = v.t.Regs(); err != nil {
 		return err
 	}
@@ -124,17 +133,6 @@ func (v *Visitor) look(ctx context.Context) (err error) {
 	if err := abortRSeq(v.t, &v.saved); err != nil {
 		return err
 	}
-	if v.mask, err = v.t.SigMask(); err != nil {
-		return err
-	}
-	st, err := readStatus(v.t.TID)
-	if err != nil {
-		return err
-	}
-	if v.bell, err = chooseBell(st, v.mask, v.t.Stopped()); err != nil {
-		return err
-	}
-	v.tgid = st.tgid
 	if st.seccomp {
 		err = v.t.SetOptions(v.options | tracer.SuspendSeccomp)
 	}
@@ -146,8 +144,8 @@ const cs64 = 0x33
 
 // enter goes up to "mapped" in the order that Visitor describes.
 func (v *Visitor) enter(ctx context.Context) (err error) {
-	h := healed(v.saved)
-	v.stub = newStub(&h, v.mask)
+	h := healed(v.saved, !v.bell.loud)
+	v.stub = newStub(v.t.TID, &h, v.mask)
 	path := fmt.Sprintf("/proc/%d/mem", v.t.TID)
 	if v.mem, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
 		return &os.PathError{Op: "open", Path: path, Err: err}
@@ -167,7 +165,7 @@ func (v *Visitor) enter(ctx context.Context) (err error) {
 		return err
 	}
 	v.masked = true
-	if err := v.t.SetSigMask(^(bit(v.bell.sig) | v.bell.guarded)); err != nil {
+	if err := v.t.SetSigMask(^bit(v.bell.sig)); err != nil {
 		return err
 	}
 	if err := fault.Point("visit-masked"); err != nil {
@@ -277,26 +275,18 @@ func (v *Visitor) leave(ctx context.Context) (err error) {
 	return errors.Join(err, v.deliver(ctx))
 }
 
-// deliver hands over the signals that were held back. The first goes the
-// kernel's own way, with its siginfo, and is queued if the mask blocks it
-// (ptrace_signal in kernel/signal.c). More can only be stop signals, about which
-// a program learns no more than the number.
+// deliver hands over the signal that was held back, the kernel's own way: with
+// its siginfo, or queued if the mask blocks it (ptrace_signal in
+// kernel/signal.c).
 func (v *Visitor) deliver(ctx context.Context) error {
-	held := v.held
-	v.held = nil
-	for i, info := range held {
-		if i > 0 {
-			if err := unix.Tgkill(v.tgid, v.t.TID, signalOf(info)); err != nil {
-				return fmt.Errorf("signal %v to task %d: %w", signalOf(info), v.t.TID, err)
-			}
-			continue
-		}
-		if err := v.t.SetSigInfo(info); err != nil {
-			return err
-		}
-		if _, err := v.t.Deliver(ctx, int(signalOf(info)), v.opt.Bound); err != nil {
-			return err
-		}
+	if v.held == nil {
+		return nil
 	}
-	return nil
+	info := v.held
+	v.held = nil
+	if err := v.t.SetSigInfo(info); err != nil {
+		return err
+	}
+	_, err := v.t.Deliver(ctx, int(v.bell.sig), v.opt.Bound)
+	return err
 }

@@ -6,8 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
-	"time"
 
 	"github.com/stasis-cr/stasis/cr/errs"
 	"github.com/stasis-cr/stasis/cr/fault"
@@ -55,9 +53,7 @@ func (v *Visitor) judge(st tracer.Stop, atEnd bool) (over bool, sig int, err err
 	case st.Kind != tracer.Signal:
 		return false, 0, nil
 	case st.Signal == v.bell.sig:
-		return atEnd, 0, v.hold(st.Signal, atEnd)
-	case v.bell.guarded&bit(st.Signal) != 0:
-		return false, 0, v.hold(st.Signal, false)
+		return atEnd, 0, v.hold(atEnd)
 	case st.Signal == unix.SIGSTOP:
 		return false, int(st.Signal), nil
 	}
@@ -67,14 +63,12 @@ func (v *Visitor) judge(st tracer.Stop, atEnd bool) (over bool, sig int, err err
 // siTkill is SI_TKILL: sent to one thread by tgkill, as the bell is.
 const siTkill = -6
 
-func signalOf(info []byte) unix.Signal { return unix.Signal(binary.NativeEndian.Uint32(info)) }
-
 // hold keeps a guarded signal that is not our bell for Close to deliver. The
 // bell is told by where the task stands; a signal from elsewhere that arrived
 // just there and swallowed the bell, since standard signals don't queue, is told
-// by its code. Of a kind one is enough, for the same reason.
-func (v *Visitor) hold(sig unix.Signal, atEnd bool) error {
-	if v.bell.guarded&bit(sig) == 0 {
+// by its code.
+func (v *Visitor) hold(atEnd bool) error {
+	if !v.bell.guarded {
 		return nil
 	}
 	info, err := v.t.SigInfo()
@@ -82,12 +76,8 @@ func (v *Visitor) hold(sig unix.Signal, atEnd bool) error {
 		return err
 	}
 	code := int32(binary.NativeEndian.Uint32(info[8:]))
-	if atEnd && code == siTkill {
-		return nil
-	}
-	same := func(b []byte) bool { return signalOf(b) == sig }
-	if !slices.ContainsFunc(v.held, same) {
-		v.held = append(v.held, info)
+	if !atEnd || code != siTkill {
+		v.held = info
 	}
 	return nil
 }
@@ -149,49 +139,4 @@ func abortRSeq(t *tracer.Task, r *unix.PtraceRegs) error {
 		r.Rip = binary.LittleEndian.Uint64(cs[24:])
 	}
 	return nil
-}
-
-// Times and naps of settling: a stale slot takes a task microseconds.
-const (
-	settleTries = 50
-	settleNap   = 20 * time.Microsecond
-)
-
-// findSlot finds a place for the stub. Slots that dead visits left behind stay
-// as they are while there is another: some thread may still run one, or come
-// back to it from a signal's handler.
-func (v *Visitor) findSlot(ctx context.Context) (Addr, error) {
-	s, err := findSlots(v.t.TID, v.opt.VDSO)
-	if err != nil {
-		return 0, err
-	}
-	if err := v.settle(ctx, s); err != nil {
-		return 0, err
-	}
-	if len(s.free) > 0 {
-		return s.free[0], nil
-	}
-	return 0, fmt.Errorf("vdso of task %d has no room, %d slots left behind by dead visits: %w",
-		v.t.TID, len(s.stale), errs.ErrUnsupported)
-}
-
-// settle lets a task that a dead visit left in its stub find its way home.
-func (v *Visitor) settle(ctx context.Context, s slots) error {
-	for try := range settleTries {
-		r, err := v.t.Regs()
-		if err != nil || !s.within(r.Rip) {
-			return err
-		}
-		if err := v.t.Cont(0); err != nil {
-			return err
-		}
-		nap := unix.NsecToTimespec(int64(settleNap) * int64(try))
-		if err := unix.Nanosleep(&nap, nil); err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		if _, err := v.t.Halt(ctx, v.opt.Bound); err != nil {
-			return err
-		}
-	}
-	return fmt.Errorf("task %d does not leave the stub of a dead visit: %w", v.t.TID, errs.ErrTimeout)
 }

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -162,24 +165,77 @@ func TestVisitStopped(t *testing.T) {
 	p.good()
 }
 
-// TestVisitKilled kills the engine at each step of a visit, and the program
-// goes on.
-func TestVisitKilled(t *testing.T) {
-	needRoot(t)
-	for _, point := range []string{
+// visitPoints are the steps of a visit.
+func visitPoints() []string {
+	return []string{
 		"visit-written", "visit-entered", "visit-masked", "visit-running", "visit-mapped",
 		"visit-batch-written", "visit-batch-done", "visit-closing", "visit-unmapped",
 		"visit-unmasked", "visit-left", "visit-erased",
-	} {
-		for _, name := range []string{"nanosleep", "busy", "routines", "blocked"} {
-			t.Run(point+"/"+name, func(t *testing.T) {
+	}
+}
+
+// TestVisitKilled kills the engine at each step of a visit, and makes each step
+// fail: the program goes on.
+func TestVisitKilled(t *testing.T) {
+	needRoot(t)
+	for _, point := range visitPoints() {
+		for mode, names := range map[string][]string{
+			"kill": {"nanosleep", "busy", "routines", "blocked"}, "error": {"nanosleep", "routines"},
+		} {
+			for _, name := range names {
+				t.Run(point+"/"+mode+"/"+name, func(t *testing.T) {
+					t.Parallel()
+					p := startReady(t, name)
+					pid := fmt.Sprintf("%s=%d", pidEnv, p.pid())
+					engine := startReady(t, "visit", pid, fault.Env+"="+point+"="+mode)
+					if mode == "error" {
+						if s := engine.line(); !strings.Contains(s, fmt.Sprintf("fault injected at %q", point)) {
+							t.Errorf("engine: %s", s)
+						}
+					}
+					_ = engine.cmd.Wait() // it failed or was killed
+					p.good()
+				})
+			}
+		}
+	}
+}
+
+// killEngine has an engine visit a process and kills it at a random moment.
+func killEngine(t *testing.T, pid int) {
+	t.Helper()
+	engine := startReady(t, "visit", fmt.Sprintf("%s=%d", pidEnv, pid))
+	pause := time.Duration(rand.Int64N(int64(3 * time.Millisecond)))
+	for end := time.Now().Add(pause); time.Now().Before(end); {
+		runtime.Gosched()
+	}
+	if err := engine.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = engine.cmd.Wait() // killed
+}
+
+// deaths of engines that a program goes through: more than the vdso has slots,
+// so that those left behind must be used again.
+const deaths = 12
+
+// TestVisitKilledAnywhere kills the engine at random moments.
+func TestVisitKilledAnywhere(t *testing.T) {
+	needRoot(t)
+	for _, name := range []string{"idle", "busy", "routines"} {
+		for i := range 8 {
+			t.Run(fmt.Sprintf("%s/%d", name, i), func(t *testing.T) {
 				t.Parallel()
 				p := startReady(t, name)
-				pid := fmt.Sprintf("%s=%d", pidEnv, p.pid())
-				engine := startReady(t, "visit", pid, fault.Env+"="+point+"=kill")
-				err := engine.cmd.Wait()
-				if ws := engine.cmd.ProcessState.Sys().(interface{ Signaled() bool }); !ws.Signaled() {
-					t.Fatalf("engine: %v", err)
+				lock(t)
+				for range deaths {
+					killEngine(t, p.pid())
+				}
+				if err := visitAll(t.Context(), p.pid(), 80); err != nil {
+					t.Error(err)
+				}
+				if _, err := p.stdin.Write([]byte("\n")); err != nil {
+					t.Fatal(err)
 				}
 				p.good()
 			})
@@ -187,33 +243,123 @@ func TestVisitKilled(t *testing.T) {
 	}
 }
 
-// TestVisitKilledAnywhere kills the engine at random moments.
-func TestVisitKilledAnywhere(t *testing.T) {
+// TestVisitKilledKeepsMappings does the same to a program that maps nothing on
+// its own, unlike Go's runtime.
+func TestVisitKilledKeepsMappings(t *testing.T) {
 	needRoot(t)
-	p := startReady(t, "idle")
-	before := maps(t, p.pid())
-	pid := fmt.Sprintf("%s=%d", pidEnv, p.pid())
-	for i := range 40 {
-		engine := startReady(t, "visit", pid)
-		for end := time.Now().Add(time.Duration(i) * 137 * time.Microsecond); time.Now().Before(end); {
-		}
-		if err := engine.cmd.Process.Kill(); err != nil {
+	lock(t)
+	for range 16 {
+		cmd := exec.Command("sleep", "60")
+		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		_ = engine.cmd.Wait() // killed
-		if t.Failed() {
-			return
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill() // ours
+			_ = cmd.Wait()
+		})
+		pid := cmd.Process.Pid
+		until(t, "asleep", func() bool { return state(t, pid) == "S" })
+		before := maps(t, pid)
+		for range deaths {
+			killEngine(t, pid)
+		}
+		until(t, "mappings are as before", func() bool { return maps(t, pid) == before })
+		until(t, "asleep again", func() bool { return state(t, pid) == "S" })
+		if err := visitAll(t.Context(), pid, 80); err != nil {
+			t.Error(err)
 		}
 	}
-	until(t, "mappings are as before", func() bool { return maps(t, p.pid()) == before })
+}
+
+// TestVisitQueuedSignals sends signals while their receiver is visited.
+func TestVisitQueuedSignals(t *testing.T) {
+	needRoot(t)
+	lock(t)
+	p := startReady(t, "queue")
+	tid, err := strconv.Atoi(p.line())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan error, 1)
+	go func() {
+		for range queued {
+			if err := unix.Tgkill(p.pid(), tid, 50); err != nil {
+				sent <- err
+				return
+			}
+			runtime.Gosched()
+		}
+		sent <- nil
+	}()
+	for done := false; !done; {
+		select {
+		case err := <-sent:
+			if err != nil {
+				t.Fatal(err)
+			}
+			done = true
+		default:
+		}
+		if err := visitAll(t.Context(), p.pid(), 9); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.good()
+}
+
+// TestVisitStopArrives stops a program by job control while it is visited: the
+// stop must not get lost, with a bell that the program catches, as a Go program
+// does, or not.
+func TestVisitStopArrives(t *testing.T) {
+	needRoot(t)
+	lock(t)
+	p := startReady(t, "idle")
+	sh := exec.Command("sleep", "60")
+	if err := sh.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = sh.Process.Kill() // ours
+		_ = sh.Wait()
+	}()
+	for _, pid := range []int{p.pid(), sh.Process.Pid} {
+		for range 100 {
+			sent := make(chan error, 1)
+			go func() { sent <- unix.Kill(pid, unix.SIGSTOP) }()
+			for range 3 {
+				if err := visitAll(t.Context(), pid, 30); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := <-sent; err != nil {
+				t.Fatal(err)
+			}
+			until(t, "stopped", func() bool { return state(t, pid) == "T" })
+			if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "going on", func() bool { return state(t, pid) == "S" })
+		}
+	}
+}
+
+// TestVisitFiltered visits a task whose seccomp filter allows none of our calls.
+func TestVisitFiltered(t *testing.T) {
+	needRoot(t)
+	lock(t)
+	p := startReady(t, "filtered")
+	for range 20 {
+		if err := visitAll(t.Context(), p.pid(), 80); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if _, err := p.stdin.Write([]byte("\n")); err != nil {
 		t.Fatal(err)
 	}
 	p.good()
 }
 
-// TestVisitFaults makes each step fail: the visit reports it, and the program
-// goes on all the same.
+// TestVisitGone kills a task that is visited.
 func TestVisitGone(t *testing.T) {
 	needRoot(t)
 	lock(t)

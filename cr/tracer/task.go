@@ -112,6 +112,8 @@ func (t *Task) EventMsg() (uint64, error) {
 // within get_signal (kernel/signal.c), with no signal in hand. A signal that
 // comes first is delivered, which at most sets up its handler's frame. The stop
 // returned is Interrupted or Group; events that come first are passed over.
+//
+// Precondition: the task runs, or has been resumed since its last stop.
 func (t *Task) Halt(ctx context.Context, bound time.Duration) (Stop, error) {
 	if err := t.Interrupt(); err != nil {
 		return Stop{}, err
