@@ -72,7 +72,7 @@ type Capture struct {
 	places  []place
 	locked  map[lockKey]bool
 	inodes  map[inodeKey]*inode
-	primary map[uint32]bool // stdio that a description shares already
+	shared  map[stdio]bool // those that have a description already
 	notes   []string
 
 	loaded bool
@@ -86,7 +86,7 @@ type Capture struct {
 func NewCapture(env Env) *Capture {
 	return &Capture{
 		env: env, kinds: Kinds(), ids: identities{map[group][]holder{}}, opened: map[group]uint32{},
-		inodes: map[inodeKey]*inode{}, locked: map[lockKey]bool{}, primary: map[uint32]bool{},
+		inodes: map[inodeKey]*inode{}, locked: map[lockKey]bool{}, shared: map[stdio]bool{},
 	}
 }
 
@@ -102,6 +102,7 @@ func (c *Capture) Close() error {
 // such as connections that waited to be accepted.
 func (c *Capture) Notes() []string { return c.notes }
 
+// note keeps a sentence for whoever reads the log; the checkpoint goes on.
 func (c *Capture) note(format string, args ...any) {
 	c.notes = append(c.notes, fmt.Sprintf(format, args...))
 }
@@ -208,6 +209,8 @@ func (c *Capture) descriptor(ctx context.Context, p ProcRef, n int) (*blob.FD, [
 	return &blob.FD{Fd: int32(n), File: id, Cloexec: d.info.Flags&unix.O_CLOEXEC != 0}, locks, err
 }
 
+// lost says that a descriptor could not be looked at. A running task may have
+// closed it between two looks; a stopped one can't have.
 func (c *Capture) lost(p ProcRef, n int, err error) error {
 	if c.env.Survey && vanished(err) {
 		return nil
@@ -238,7 +241,8 @@ func (c *Capture) describe(ctx context.Context, d *Desc) (uint32, error) {
 		return 0, err
 	}
 	f := &blob.File{
-		Id: uint32(len(c.objects) + 1), Kind: k.Tag, Rev: k.Rev, Flags: d.flags(), Pos: uint64(max(0, d.info.Pos)), Name: d.Link,
+		Id: uint32(len(c.objects) + 1), Kind: k.Tag, Rev: k.Rev, Name: d.Link,
+		Flags: d.flags(), Pos: uint64(max(0, d.info.Pos)),
 	}
 	if f.Owner, err = c.owner(d); err != nil {
 		return 0, err
@@ -325,8 +329,8 @@ func (c *Capture) Mapping(ctx context.Context, p ProcRef, start, end uint64, sha
 	}
 	id, err := c.unheld(ctx, d, flags)
 	if err != nil {
-		return 0, &errs.Error{Op: "capture", PID: p.PID, Obj: errs.Range{Start: start, End: end},
-			Err: fmt.Errorf("%s: %w", d.Link, err)}
+		err = fmt.Errorf("%s: %w", d.Link, err)
+		return 0, &errs.Error{Op: "capture", PID: p.PID, Obj: errs.Range{Start: start, End: end}, Err: err}
 	}
 	return id, nil
 }
@@ -376,6 +380,7 @@ func (c *Capture) Finish(ctx context.Context) ([]*blob.File, []*blob.FDTable, er
 	return files, c.tables, nil
 }
 
+// of lists the objects of one kind, in the order of their ids.
 func (c *Capture) of(k *Kind) []*object {
 	var of []*object
 	for _, o := range c.objects {

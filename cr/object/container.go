@@ -81,11 +81,15 @@ func (c *Capture) stat(path string) (st unix.Statx_t, err error) {
 	return st, err
 }
 
+// isRoot compares the mount, too: a directory bound onto another path is the same
+// inode, and a different root to be in.
 func (c *Capture) isRoot(d *Desc) bool {
 	st, err := c.stat("")
 	return err == nil && same(&st, &d.stat) && st.Mnt_id == d.stat.Mnt_id
 }
 
+// same says whether two looks saw one inode. Device numbers are those that stat
+// gives, for both sides: overlayfs shows others in /proc/PID/maps.
 func same(a, b *unix.Statx_t) bool {
 	return a.Ino == b.Ino && a.Dev_major == b.Dev_major && a.Dev_minor == b.Dev_minor
 }

@@ -60,12 +60,13 @@ func lookFD(p ProcRef, fd int) (*Desc, error) {
 	if d.info, err = procfs.ReadFDInfo(p.HostPID, fd); err != nil {
 		return nil, err
 	}
-	if d.is(unix.S_IFSOCK) {
+	if strings.HasPrefix(d.Link, "socket:[") {
 		return d, d.askDomain()
 	}
 	return d, nil
 }
 
+// askDomain asks the socket itself: /proc says only that it is one.
 func (d *Desc) askDomain() error {
 	fd, err := d.get()
 	if err != nil {

@@ -124,6 +124,7 @@ func parseDump(b []byte, socks map[uint32]*unixDiag) (done bool, err error) {
 	return false, nil
 }
 
+// align4 is NLMSG_ALIGN and NLA_ALIGN.
 func align4(n int) int { return (n + 3) &^ 3 }
 
 // parseUnix reads struct unix_diag_msg and its attributes.
@@ -146,6 +147,8 @@ func parseUnix(b []byte) (*unixDiag, error) {
 	return s, nil
 }
 
+// attribute reads one attribute; ones that are not known are skipped, as netlink(7)
+// asks of every reader.
 func (s *unixDiag) attribute(kind uint16, v []byte) bool {
 	le := binary.LittleEndian
 	switch kind {

@@ -28,6 +28,9 @@ func ePollKind() Kind {
 	}
 }
 
+// captureEPoll takes the numbers, modes and data; what is behind the numbers only
+// all descriptions together tell. A one-shot entry that has fired shows no events
+// and is restored so, but for errors and hang-ups, which the kernel adds.
 func captureEPoll(_ context.Context, _ *Capture, d *Desc) (proto.Message, error) {
 	e := &blob.EPoll{}
 	for _, t := range d.info.EPoll {
@@ -119,6 +122,7 @@ func (w *watch) usable(p place) error {
 	return nil
 }
 
+// openEPoll makes it empty: its targets are in place only when tables are.
 func openEPoll(context.Context, *Restorer, *record) (int, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {

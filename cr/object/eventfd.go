@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// An eventfd is a counter and a mode. Who waits on it is a matter of the tasks.
 func eventFDKind() Kind {
 	return Kind{
 		Tag: "eventfd", Rev: 1,

@@ -54,15 +54,24 @@ func (c *Capture) isTerminal(d *Desc) bool {
 	return d.is(unix.S_IFCHR) && (c.ttys[d.rdev()] || d.rdev() == unix.Mkdev(5, 0))
 }
 
+// stdio is one thing that the caller gave.
+type stdio struct {
+	index    int
+	terminal bool
+}
+
 // captureExternal lets the first description share the caller's; a program that
 // opened /dev/stdout or /dev/tty has one of its own.
 func captureExternal(_ context.Context, c *Capture, d *Desc) (proto.Message, error) {
-	i := uint32(c.external(d))
-	e := &blob.External{Index: i, Reopen: c.primary[i]}
-	c.primary[i] = true
+	i := c.external(d)
+	k := stdio{i, c.isTerminal(d)}
+	e := &blob.External{Index: uint32(i), Reopen: c.shared[k]}
+	c.shared[k] = true
 	return e, nil
 }
 
+// openExternal takes the caller's own description, or opens what it leads to anew
+// as the program did.
 func openExternal(_ context.Context, r *Restorer, rec *record) (int, error) {
 	e := rec.body.(*blob.External)
 	if int(e.Index) >= len(r.env.Stdio) || r.env.Stdio[e.Index] == nil {

@@ -29,6 +29,8 @@ func fifoKind() Kind {
 	}
 }
 
+// captureFIFO needs the name to lead to it: a FIFO that was deleted can't be opened
+// by anybody else, and is not made anew.
 func captureFIFO(ctx context.Context, c *Capture, d *Desc) (proto.Message, error) {
 	if err := c.named(d); err != nil {
 		return nil, err

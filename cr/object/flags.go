@@ -62,8 +62,12 @@ func (c *Capture) owner(d *Desc) (*blob.Owner, error) {
 		return nil, nil
 	}
 	r := &blob.Owner{Type: o.Type, Signal: int32(signal)}
-	if o.PID != 0 && c.env.ContainerPID != nil {
-		r.Pid = int32(c.env.ContainerPID(int(o.PID)))
+	if o.PID == 0 {
+		return r, nil
+	}
+	r.Pid = int32(c.env.ContainerPID(int(o.PID)))
+	if r.Pid == 0 && !c.env.Survey {
+		return nil, unsupported("its SIGIO goes to task %d, which is no process of the container", o.PID)
 	}
 	return r, nil
 }

@@ -30,6 +30,8 @@ func ghostFileKind() Kind {
 	}
 }
 
+// captureGhostFile stores the bytes once for all descriptions and mappings of the
+// inode, whichever is met first.
 func captureGhostFile(ctx context.Context, c *Capture, d *Desc) (proto.Message, error) {
 	was, _ := d.path()
 	dir, err := c.livingDir(path.Dir(was), d.stat.Mnt_id)
@@ -99,6 +101,8 @@ func firstGhost(recs []*record, ino uint32) *record {
 	return first
 }
 
+// isTmpfile knows a description that open(2) made with O_TMPFILE: the flag stays in
+// f_flags, and such a one can always be written.
 func isTmpfile(flags uint32) bool {
 	return flags&unix.O_TMPFILE == unix.O_TMPFILE && flags&unix.O_ACCMODE != unix.O_RDONLY
 }
@@ -167,6 +171,8 @@ func openGhostFile(ctx context.Context, r *Restorer, rec *record) (int, error) {
 	return rec.fd, seek(rec.fd, rec.file.Pos) // the one with O_TMPFILE
 }
 
+// fillGhost writes the bytes, then the times, which writing changes. A description
+// with O_TMPFILE is the very one that made the file: no other way leads to the flag.
 func (r *Restorer) fillGhost(ctx context.Context, first *record) (*nameless, error) {
 	g := first.body.(*blob.GhostFile)
 	fd := first.handle

@@ -27,6 +27,8 @@ type holder struct {
 // identities finds out which descriptors name one description.
 type identities struct{ groups map[group][]holder }
 
+// groupOf takes only what can't change while the task is stopped, and no position:
+// a running task moves it between two looks.
 func groupOf(d *Desc) group {
 	return group{d.Link, d.dev(), d.stat.Ino, d.stat.Mnt_id, d.flags()}
 }
@@ -44,6 +46,7 @@ func (x *identities) find(d *Desc) (h *holder, at int, err error) {
 	return &list[at], at, nil
 }
 
+// add enters a description at the place that find answered.
 func (x *identities) add(d *Desc, at int, id uint32) {
 	k := groupOf(d)
 	x.groups[k] = slices.Insert(x.groups[k], at, holder{d.HostPID, d.FD, id})

@@ -30,6 +30,8 @@ func inetSocketKind() Kind {
 	}
 }
 
+// captureInetSocket asks a duplicate of the socket: everything that is saved, the
+// socket tells itself.
 func captureInetSocket(_ context.Context, c *Capture, d *Desc) (proto.Message, error) {
 	fd, err := d.get()
 	if err != nil {
@@ -52,20 +54,47 @@ func captureInetSocket(_ context.Context, c *Capture, d *Desc) (proto.Message, e
 	}
 	s.Local, s.LocalPort, s.Scope = address(local)
 	switch {
-	case kind == unix.SOCK_STREAM && (protocol == unix.IPPROTO_TCP || protocol == unix.IPPROTO_MPTCP):
+	case isTCP(s):
 		err = c.stream(d, fd, s)
-	case kind == unix.SOCK_DGRAM && protocol == unix.IPPROTO_UDP:
-		if remote, err := unix.Getpeername(fd); err == nil {
-			s.Remote, s.RemotePort, s.RemoteScope = address(remote)
-		}
+	case isUDP(s):
+		err = c.datagrams(d, fd, s)
 	default:
 		err = unsupported("an %s socket of type %d, protocol %d", family(d.domain), kind, protocol)
 	}
 	if err != nil {
 		return nil, err
 	}
-	s.Options, err = readOptions(fd, append(commonOptions(), inetOptions(d.domain, protocol)...))
+	s.Options, err = readOptions(fd, optionsOf(s))
 	return s, err
+}
+
+func isTCP(s *blob.InetSocket) bool {
+	return s.Type == unix.SOCK_STREAM && (s.Protocol == unix.IPPROTO_TCP || s.Protocol == unix.IPPROTO_MPTCP)
+}
+
+func isUDP(s *blob.InetSocket) bool {
+	return s.Type == unix.SOCK_DGRAM && s.Protocol == unix.IPPROTO_UDP
+}
+
+// optionsOf lists what is saved of, and may be set on, a socket.
+func optionsOf(s *blob.InetSocket) []option {
+	return append(commonOptions(), inetOptions(int(s.Family), int(s.Protocol))...)
+}
+
+// datagrams looks at a UDP socket. What waits in it is given up, as a network may
+// do with any datagram.
+func (c *Capture) datagrams(d *Desc, fd int, s *blob.InetSocket) error {
+	if remote, err := unix.Getpeername(fd); err == nil {
+		s.Remote, s.RemotePort, s.RemoteScope = address(remote)
+	}
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil {
+		return fmt.Errorf("SIOCINQ: %w", err)
+	}
+	if n > 0 {
+		c.note("pid %d fd %d: datagrams that wait on %s are dropped", d.PID, d.FD, addrPort(s.Local, s.LocalPort))
+	}
+	return nil
 }
 
 // ourNet refuses a socket of another network namespace than the container's: it
@@ -96,7 +125,7 @@ func (c *Capture) stream(d *Desc, fd int, s *blob.InetSocket) error {
 	}
 	switch info[0] {
 	case stateClose:
-		return nil
+		return ended(fd, s)
 	case stateListen:
 		s.Listening, s.Backlog = true, binary.LittleEndian.Uint32(info[28:])
 		if n := binary.LittleEndian.Uint32(info[24:]); n > 0 {
@@ -116,6 +145,28 @@ func (c *Capture) stream(d *Desc, fd int, s *blob.InetSocket) error {
 	}
 	return unsupported("%s with %s: this version saves none, with --tcp-established neither; close it first",
 		what, peer)
+}
+
+// ended tells a connection that is over from a socket that never had one: only
+// of the first the kernel says that nothing more will come (net/ipv4/tcp.c,
+// tcp_poll). Its address is no longer its own.
+func ended(fd int, s *blob.InetSocket) error {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	if _, err := unix.Poll(p, 0); err != nil {
+		return fmt.Errorf("poll: %w", err)
+	}
+	if p[0].Revents&unix.POLLRDHUP == 0 {
+		return nil
+	}
+	s.Ended, s.Local, s.LocalPort, s.Scope = true, nil, 0, 0
+	unread, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil {
+		return fmt.Errorf("SIOCINQ: %w", err)
+	}
+	if unread > 0 {
+		return unsupported("a TCP connection that is over, with %d bytes that nobody has read", unread)
+	}
+	return nil
 }
 
 // address splits a socket address. An unbound one is empty.
@@ -152,28 +203,30 @@ func sockaddr(ip []byte, port, scope uint32) (unix.Sockaddr, error) {
 
 // prepareInetSockets makes the sockets on a thread of the container's network
 // namespace: a socket belongs to the one it was made in.
-func prepareInetSockets(_ context.Context, _ *Restorer, recs []*record) error {
+func prepareInetSockets(_ context.Context, r *Restorer, recs []*record) error {
 	for _, rec := range recs {
-		if err := makeInetSocket(rec, rec.body.(*blob.InetSocket)); err != nil {
+		if err := r.makeInetSocket(rec, rec.body.(*blob.InetSocket)); err != nil {
 			return rec.wrap(err)
 		}
 	}
 	return nil
 }
 
-func makeInetSocket(rec *record, s *blob.InetSocket) error {
+// makeInetSocket makes no other sockets than those that are saved: an image must
+// not get the container a raw one.
+func (r *Restorer) makeInetSocket(rec *record, s *blob.InetSocket) error {
+	if s.Family != unix.AF_INET && s.Family != unix.AF_INET6 || !isTCP(s) && !isUDP(s) {
+		return corrupt("a socket of family %d, type %d, protocol %d", s.Family, s.Type, s.Protocol)
+	}
 	fd, err := unix.Socket(int(s.Family), int(s.Type)|unix.SOCK_CLOEXEC, int(s.Protocol))
 	if err != nil {
 		return fmt.Errorf("socket %d %d %d: %w", s.Family, s.Type, s.Protocol, err)
 	}
 	rec.fd = fd
-	if s.Family != unix.AF_INET && s.Family != unix.AF_INET6 {
-		return corrupt("socket family %d", s.Family)
-	}
 	if err := unix.Fchown(fd, int(s.Uid), int(s.Gid)); err != nil { // sk_uid follows: net/socket.c, sockfs_setattr
 		return fmt.Errorf("chown: %w", err)
 	}
-	if err := setOptions(fd, s.Options); err != nil {
+	if err := r.setOptions(fd, s.Options, optionsOf(s)); err != nil {
 		return err
 	}
 	if len(s.Local) > 0 {
@@ -188,6 +241,13 @@ func makeInetSocket(rec *record, s *blob.InetSocket) error {
 		}
 		if err := unix.Connect(fd, to); err != nil {
 			return fmt.Errorf("connect to %s: %w", addrPort(s.Remote, s.RemotePort), err)
+		}
+	}
+	if s.Ended {
+		// It fails and does what is wanted all the same: reads find the end of the
+		// stream and writes a broken pipe (net/ipv4/af_inet.c, inet_shutdown).
+		if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil && !errors.Is(err, unix.ENOTCONN) {
+			return fmt.Errorf("shutdown: %w", err)
 		}
 	}
 	if !s.Listening {

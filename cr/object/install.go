@@ -96,6 +96,8 @@ func plan(fds []*blob.FD, at int32, size int) ([][]move, error) {
 	return groups, nil
 }
 
+// planGroup knows the slots before it says who gets them: the lowest free numbers,
+// one for each descriptor of the group.
 func planGroup(g []*blob.FD, used map[int32]bool) []move {
 	moves := make([]move, len(g)) // by slot
 	at := map[int32]int{}
@@ -176,6 +178,8 @@ func (r *Restorer) place(ctx context.Context, c remote.Caller, ch Sender, g []mo
 	return batch(ctx, c, calls)
 }
 
+// calls finish a descriptor that has arrived. Close-on-exec is the descriptor's, so
+// it is said here and not by the sender.
 func (m move) calls() []remote.Call {
 	if m.slot == m.target {
 		flag := uint64(0)

@@ -94,7 +94,8 @@ func TestInstall(t *testing.T) {
 		}
 		at := FreeFD([]*blob.FDTable{tab})
 		channel := os.NewFile(999, "channel")
-		k := &table{fds: map[uint64]*os.File{0: channel, 1: channel, 7: channel, uint64(at): channel}, cloexec: map[uint64]bool{}, at: at}
+		k := &table{cloexec: map[uint64]bool{}, at: at}
+		k.fds = map[uint64]*os.File{0: channel, 1: channel, 7: channel, uint64(at): channel}
 		ok(t, r.Install(t.Context(), k, k, tab))
 		if len(k.fds) != len(tab.Fds)+1 || k.fds[uint64(at)] != channel {
 			t.Fatalf("seed %d: %d descriptors, want %d", seed, len(k.fds), len(tab.Fds)+1)

@@ -2,6 +2,7 @@ package object
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,7 +20,7 @@ func kcmpSelf(a, b int) (int, error) {
 }
 
 func helperCases() map[string]made {
-	return map[string]made{
+	cases := map[string]made{
 		"pathfile":    makePathFiles,
 		"eventfd":     makeEventFDs,
 		"pipe":        makePipes,
@@ -28,6 +29,13 @@ func helperCases() map[string]made {
 		"timerfd":     makeTimerFDs,
 		"epoll":       makeEPolls,
 		"epolllost":   makeEPollLost,
+		"udp":         makeUDP,
+		"terminal":    makeTerminal,
+		"chroot":      makeChroot,
+		"externals":   makeExternals,
+		"ended":       makeEnded,
+		"peers":       makePeers,
+		"owned":       makeOwned,
 		"memfd":       makeMemFDs,
 		"ghost":       makeGhosts,
 		"mapping":     makeMappings,
@@ -39,10 +47,9 @@ func helperCases() map[string]made {
 		"inet":        makeInets,
 		"established": makeEstablished,
 		"locks":       makeLocks,
-		"inotify":     makeInotify,
-		"netlink":     makeNetlink,
-		"pidfd":       makePidFD,
 	}
+	maps.Copy(cases, refusedCases())
+	return cases
 }
 
 // TestKinds: tags are what images are read by.
@@ -145,7 +152,8 @@ func TestEventFD(t *testing.T) {
 
 func makePipes(string) ([]int, error) {
 	var p, q, w, e [2]int
-	err := errors.Join(unix.Pipe(p[:]), unix.Pipe2(q[:], unix.O_NONBLOCK), unix.Pipe2(w[:], unix.O_DIRECT), unix.Pipe(e[:]))
+	err := errors.Join(unix.Pipe(p[:]), unix.Pipe2(q[:], unix.O_NONBLOCK),
+		unix.Pipe2(w[:], unix.O_DIRECT), unix.Pipe(e[:]))
 	_, e1 := unix.FcntlInt(uintptr(p[0]), unix.F_SETPIPE_SZ, 1<<20)
 	var e2 error
 	for i := range 200 { // many writes: many slots

@@ -11,12 +11,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/procfs"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 )
 
 // The live tests run this test binary again as a helper that makes objects, says
@@ -40,6 +42,8 @@ func TestMain(m *testing.M) {
 type made func(dir string) ([]int, error)
 
 func help(name string) error {
+	runtime.LockOSThread() // for cases that change the user of the thread
+
 	fds, err := helperCases()[name](os.Getenv("STASIS_OBJECT_DIR"))
 	if err != nil {
 		return err
@@ -49,7 +53,7 @@ func help(name string) error {
 	return err
 }
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() == 0 {
 		return
@@ -68,7 +72,7 @@ type helper struct {
 	end func() // ends it and waits
 }
 
-func start(t *testing.T, name string) *helper {
+func start(t testing.TB, name string, change ...func(*exec.Cmd)) *helper {
 	t.Helper()
 	needRoot(t)
 	h := &helper{dir: t.TempDir()}
@@ -77,6 +81,10 @@ func start(t *testing.T, name string) *helper {
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 	cmd.Env = append(os.Environ(), helperVar+"="+name, "STASIS_OBJECT_DIR="+h.dir)
 	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	for _, f := range change {
+		f(cmd)
+	}
 	stdin, err := cmd.StdinPipe()
 	ok(t, err)
 	stdout, err := cmd.StdoutPipe()
@@ -114,7 +122,7 @@ func (h *helper) stop(t *testing.T) []string {
 	return was
 }
 
-func ok(t *testing.T, err error) {
+func ok(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -222,7 +230,7 @@ func (img *image) file(t *testing.T, h *helper, n int) *blob.File {
 
 func (img *image) restorer(t *testing.T) *Restorer {
 	t.Helper()
-	r, err := NewRestorer(RestoreEnv{
+	r, err := NewRestorer(RestoreEnv{InitPID: os.Getpid(),
 		Stdio: [3]*os.File{os.Stdin, os.Stdout, os.Stderr}, Files: img.files,
 		ReadContents: img.contents.read, Enter: onThread, HostPID: func(pid int) int { return pid },
 	})
@@ -269,3 +277,8 @@ func kcmpFile(t *testing.T, a, b *os.File) int {
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
+
+func unmarshal(t *testing.T, f *blob.File, m proto.Message) {
+	t.Helper()
+	ok(t, proto.Unmarshal(f.Body, m))
+}

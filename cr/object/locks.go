@@ -46,6 +46,7 @@ func (c *Capture) locks(d *Desc, id uint32) ([]*blob.FileLock, error) {
 	return locks, nil
 }
 
+// fileLock translates what fdinfo says; leases and delegations are no locks.
 func fileLock(p *procfs.Lock) (*blob.FileLock, error) {
 	l := &blob.FileLock{Write: p.Type == "WRITE", Start: p.Start}
 	switch p.Kind {

@@ -19,6 +19,7 @@ const (
 	mfdExec      = 0x10       // MFD_EXEC, Linux 6.3: no F_SEAL_EXEC by the sysctl vm.memfd_noexec
 )
 
+// A memfd is a file that never had a name. Its seals come last of all.
 func memFDKind() Kind {
 	return Kind{
 		Tag: "memfd", Rev: 1,
@@ -33,6 +34,8 @@ func memFDKind() Kind {
 	}
 }
 
+// captureMemFD opens the inode anew to ask for its seals: the program's own
+// description may be open for writing only.
 func captureMemFD(ctx context.Context, c *Capture, d *Desc) (proto.Message, error) {
 	name, _ := d.path()
 	var fs unix.Statfs_t
@@ -78,6 +81,8 @@ func openMemFD(ctx context.Context, r *Restorer, rec *record) (int, error) {
 	return n.reopen(rec.file)
 }
 
+// makeMemFD allows sealing whatever the seals are: those that were there, F_SEAL_SEAL
+// among them, are put on again.
 func (r *Restorer) makeMemFD(ctx context.Context, m *blob.MemFD) (*nameless, error) {
 	if m.HugeShift != 0 {
 		return nil, unsupported("a memfd with huge pages of hugetlbfs")

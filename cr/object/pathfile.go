@@ -43,6 +43,8 @@ func plain(mode uint16, rdev uint64) bool {
 	return false
 }
 
+// capturePathFile keeps size, time and identity beside the path: a restore compares
+// the size, and people the rest.
 func capturePathFile(_ context.Context, c *Capture, d *Desc) (proto.Message, error) {
 	if err := c.named(d); err != nil {
 		return nil, err
@@ -129,6 +131,13 @@ func (rec *record) prepare(root int, p *blob.PathFile) error {
 	return nil
 }
 
+// dropHandle closes what only led to the description: there may be thousands.
+func (rec *record) dropHandle() error {
+	fd := rec.handle
+	rec.handle = -1
+	return unix.Close(fd)
+}
+
 // openRoot opens the container's root, for a thread inside.
 func openRoot() (int, error) {
 	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -167,6 +176,9 @@ func openPathFile(ctx context.Context, r *Restorer, rec *record) (int, error) {
 			return -1, fmt.Errorf("%s: %w", rec.body.(*blob.PathFile).Path, err)
 		}
 		rec.fd = fd // Close has it should the rest fail
+	}
+	if err := rec.dropHandle(); err != nil {
+		return -1, err
 	}
 	if rec.file.Flags&unix.O_PATH != 0 {
 		return fd, nil

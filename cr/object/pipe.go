@@ -12,6 +12,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// A pipe is one inode with descriptions on both ends, any number of each. Size and
+// data belong to the inode.
 func pipeKind() Kind {
 	return Kind{
 		Tag: "pipe", Rev: 1,
@@ -23,6 +25,8 @@ func pipeKind() Kind {
 	}
 }
 
+// capturePipe leaves the data for later: only when all ends are known is there one
+// to read by.
 func capturePipe(_ context.Context, _ *Capture, d *Desc) (proto.Message, error) {
 	fd, err := d.get()
 	if err != nil {
@@ -70,6 +74,7 @@ func finishPipes(ctx context.Context, c *Capture, of []*object) error {
 	return errors.Join(all...)
 }
 
+// add sorts a description by its access mode; a FIFO may be open both ways.
 func (e *ends) add(o *object) {
 	e.all = append(e.all, o)
 	mode := o.desc.flags() & unix.O_ACCMODE
@@ -82,6 +87,7 @@ func (e *ends) add(o *object) {
 	}
 }
 
+// finishPipe checks one pipe, and copies what is in it unless tasks are running.
 func (c *Capture) finishPipe(e *ends) error {
 	outside, err := e.outside()
 	if c.env.Survey && vanished(err) {
@@ -93,21 +99,11 @@ func (c *Capture) finishPipe(e *ends) error {
 	if outside != "" {
 		return unsupported("the %s end of %s is held outside of the container", outside, e.all[0].desc.Link)
 	}
-	if e.read == nil { // what may be in it, nobody can read
-		return nil
-	}
-	if c.env.Survey {
-		return nil
-	}
-	data, err := e.peek()
-	if err != nil {
+	if err := e.unread(); err != nil || e.read == nil || c.env.Survey {
 		return err
 	}
-	if len(data) > 0 && e.packetWriter {
-		return unsupported("packets wait in a pipe with O_DIRECT: their limits can't be seen")
-	}
-	e.all[0].body.(*blob.Pipe).Data = data
-	return nil
+	e.all[0].body.(*blob.Pipe).Data, err = e.peek()
+	return err
 }
 
 // outside names the end that somebody else holds. A lone end tells by poll(2)
@@ -134,6 +130,30 @@ func (e *ends) outside() (string, error) {
 		return "", nil
 	}
 	return other, nil
+}
+
+// unread refuses data that can't be had: packets, and what is in a FIFO without a
+// reader, where the next one would get it. In a pipe nobody will.
+func (e *ends) unread() error {
+	name := e.all[0].body.(*blob.Pipe).Path
+	if !e.packetWriter && (e.read != nil || name == "") {
+		return nil
+	}
+	fd, err := e.all[0].desc.get()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	switch {
+	case err != nil:
+		return fmt.Errorf("FIONREAD: %w", err)
+	case n == 0:
+		return nil
+	case e.packetWriter:
+		return unsupported("packets wait in a pipe with O_DIRECT: their limits can't be seen")
+	}
+	return unsupported("%d bytes wait in FIFO %s, which nobody has open for reading", n, name)
 }
 
 // peek copies what is in the pipe with tee(2), which takes nothing out.
@@ -207,6 +227,8 @@ type pipe struct {
 	taken [2]bool
 }
 
+// makePipe fills the pipe through a descriptor that does not block: an image may
+// claim more data than fits.
 func (r *Restorer) makePipe(b *blob.Pipe) (*pipe, error) {
 	p := &pipe{}
 	if err := unix.Pipe2(p.fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/errs"
+	"github.com/stasis-cr/stasis/cr/fault"
+	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/undo"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +57,7 @@ type Restorer struct {
 	order    []*record
 	byID     map[uint32]*record
 	prepared bool
+	netAdmin bool // the container can have CAP_NET_ADMIN
 	tasks    bool // the container's tasks exist: paths of /proc can be opened
 	pipes    map[uint32]*pipe
 	fifos    map[string]bool
@@ -78,7 +81,7 @@ func NewRestorer(env RestoreEnv) (*Restorer, error) {
 	}
 	for _, f := range env.Files {
 		k := byTag[f.Kind]
-		if k == nil || f.Rev > k.Rev {
+		if k == nil || f.Rev == 0 || f.Rev > k.Rev {
 			return nil, fmt.Errorf("file %d is a %q of revision %d: %w", f.Id, f.Kind, f.Rev, errs.ErrVersion)
 		}
 		rec := &record{file: f, kind: k, body: k.New(), fd: -1, handle: -1}
@@ -96,14 +99,26 @@ func NewRestorer(env RestoreEnv) (*Restorer, error) {
 
 // Prepare makes everything that is made by name: one visit to the container's
 // namespaces for all. Open calls it if nobody else did.
+//
+// Precondition: the file systems are what they were, tmpfs contents included.
 func (r *Restorer) Prepare(ctx context.Context) error {
 	if r.prepared {
 		return nil
 	}
 	r.prepared = true
-	return r.enter(ctx, r.order)
+	init, err := procfs.ReadStatus(r.env.InitPID)
+	if err != nil {
+		return fmt.Errorf("the container's init: %w", err)
+	}
+	r.netAdmin = init.CapBnd&(1<<unix.CAP_NET_ADMIN) != 0
+	if err := r.enter(ctx, r.order); err != nil {
+		return err
+	}
+	return fault.Point("prepared-objects")
 }
 
+// enter has each kind prepare its records, all in one visit: joining namespaces
+// costs a thread.
 func (r *Restorer) enter(ctx context.Context, recs []*record) error {
 	byKind := map[*Kind][]*record{}
 	var kinds []*Kind

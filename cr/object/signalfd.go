@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// A signalfd is a mask. The signals it would read are pending on tasks.
 func signalFDKind() Kind {
 	return Kind{
 		Tag: "signalfd", Rev: 1,
@@ -29,6 +30,7 @@ func captureSignalFD(_ context.Context, _ *Capture, d *Desc) (proto.Message, err
 	return &blob.SignalFD{Mask: d.info.SignalFD.Mask}, nil
 }
 
+// openSignalFD gives the 64 bits of the kernel's set; the type has room for more.
 func openSignalFD(_ context.Context, _ *Restorer, rec *record) (int, error) {
 	set := unix.Sigset_t{}
 	set.Val[0] = rec.body.(*blob.SignalFD).Mask

@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/stasis-cr/stasis/cr/blob"
+	"github.com/stasis-cr/stasis/cr/errs"
 	"github.com/stasis-cr/stasis/cr/sys"
 
 	"golang.org/x/sys/unix"
@@ -25,12 +27,13 @@ func commonOptions() []option {
 	names := []int{
 		unix.SO_REUSEADDR, unix.SO_REUSEPORT, unix.SO_KEEPALIVE, unix.SO_BROADCAST, unix.SO_OOBINLINE, unix.SO_LINGER,
 		unix.SO_PRIORITY, unix.SO_RCVLOWAT, unix.SO_RCVTIMEO, unix.SO_SNDTIMEO, unix.SO_DONTROUTE, unix.SO_MARK,
-		unix.SO_TIMESTAMP, unix.SO_TIMESTAMPNS, unix.SO_RXQ_OVFL, unix.SO_BINDTODEVICE, unix.SO_BUSY_POLL, unix.SO_NO_CHECK,
+		unix.SO_TIMESTAMP, unix.SO_TIMESTAMPNS, unix.SO_RXQ_OVFL, unix.SO_BINDTODEVICE, unix.SO_NO_CHECK,
 		unix.SO_PASSCRED, unix.SO_PASSSEC, unix.SO_PASSPIDFD, unix.SO_PEEK_OFF,
 	}
 	return at(unix.SOL_SOCKET, names)
 }
 
+// at is a list of options of one level.
 func at(level int, names []int) []option {
 	var o []option
 	for _, n := range names {
@@ -105,47 +108,82 @@ func lockedBuffers(fd int) []option {
 	}
 	var o []option
 	if locked&1 != 0 {
-		o = append(o, option{unix.SOL_SOCKET, unix.SO_SNDBUF})
+		o = append(o, sendBuffer())
 	}
 	if locked&2 != 0 {
-		o = append(o, option{unix.SOL_SOCKET, unix.SO_RCVBUF})
+		o = append(o, receiveBuffer())
 	}
 	return o
 }
 
 // setOptions makes the options of a new socket what they were. Only what differs
-// is set: many options can be read that only some sockets let be set.
-func setOptions(fd int, o *blob.SockOpts) error {
+// is set: many options can be read that only some sockets let be set. An image
+// may ask for what is known only, and for what needs a capability only if the
+// container could have it.
+func (r *Restorer) setOptions(fd int, o *blob.SockOpts, known []option) error {
 	for _, x := range o.GetOpts() {
-		if err := setOption(fd, x); err != nil {
+		is := option{int(x.Level), int(x.Name)}
+		if !slices.Contains(known, is) && is != sendBuffer() && is != receiveBuffer() {
+			return corrupt("option %d of level %d is none that is saved", x.Name, x.Level)
+		}
+		if err := r.setOption(fd, is, x.Value); err != nil {
 			return fmt.Errorf("option %d of level %d: %w", x.Name, x.Level, err)
 		}
 	}
 	return nil
 }
 
-func setOption(fd int, x *blob.SockOpt) error {
-	level, name, value := int(x.Level), int(x.Name), x.Value
+// The two that are given in other units than they are read in.
+func sendBuffer() option    { return option{unix.SOL_SOCKET, unix.SO_SNDBUF} }
+func receiveBuffer() option { return option{unix.SOL_SOCKET, unix.SO_RCVBUF} }
+
+// privileged says whether the value takes CAP_NET_ADMIN (socket(7), ip(7)).
+func (x option) privileged(value []byte) bool {
+	switch x {
+	case option{unix.SOL_SOCKET, unix.SO_PRIORITY}:
+		return len(value) != 4 || binary.LittleEndian.Uint32(value) > 6
+	case option{unix.SOL_SOCKET, unix.SO_MARK},
+		option{unix.IPPROTO_IP, unix.IP_TRANSPARENT}, option{unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT}:
+		return true
+	}
+	return false
+}
+
+// setOption sets one option, if it is not what it should be already.
+func (r *Restorer) setOption(fd int, x option, value []byte) error {
 	if len(value) > 256 {
 		return corrupt("a value of %d bytes", len(value))
 	}
-	now, err := sys.Getsockopt(fd, level, name)
+	now, err := sys.Getsockopt(fd, x.level, x.name)
 	if err == nil && bytes.Equal(now, value) {
 		return nil
 	}
-	if level == unix.SOL_SOCKET && len(value) == 4 {
-		// The kernel doubles what it is given for its own bookkeeping (socket(7));
-		// the privileged names go beyond the sysctl's limit.
-		switch name {
-		case unix.SO_SNDBUF:
-			name, value = unix.SO_SNDBUFFORCE, halve(value)
-		case unix.SO_RCVBUF:
-			name, value = unix.SO_RCVBUFFORCE, halve(value)
-		}
+	if x == sendBuffer() || x == receiveBuffer() {
+		return r.setBuffer(fd, x, value)
 	}
-	return unix.SetsockoptString(fd, level, name, string(value))
+	if x.privileged(value) && !r.netAdmin {
+		return fmt.Errorf("%w: it needs CAP_NET_ADMIN, which the container can't have", errs.ErrHost)
+	}
+	err = unix.SetsockoptString(fd, x.level, x.name, string(value))
+	if errors.Is(err, unix.ENOENT) && x == (option{unix.IPPROTO_TCP, unix.TCP_CONGESTION}) {
+		return nil // mostly the old host's default: the new one's will do
+	}
+	return err
 }
 
-func halve(v []byte) []byte {
-	return binary.LittleEndian.AppendUint32(nil, binary.LittleEndian.Uint32(v)/2)
+// setBuffer sets a buffer's size. The kernel doubles what it is given for its own
+// bookkeeping (socket(7)), and keeps to the sysctl's limit unless forced.
+func (r *Restorer) setBuffer(fd int, x option, value []byte) error {
+	if len(value) != 4 {
+		return corrupt("a buffer size of %d bytes", len(value))
+	}
+	half := binary.LittleEndian.AppendUint32(nil, binary.LittleEndian.Uint32(value)/2)
+	name := x.name
+	if r.netAdmin {
+		name = unix.SO_SNDBUFFORCE
+		if x == receiveBuffer() {
+			name = unix.SO_RCVBUFFORCE
+		}
+	}
+	return unix.SetsockoptString(fd, x.level, name, string(half))
 }

@@ -11,6 +11,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// A timerfd is made early and started last: the time that a restore takes is none
+// of the program's.
 func timerFDKind() Kind {
 	return Kind{
 		Tag: "timerfd", Rev: 1,
@@ -34,6 +36,7 @@ func captureTimerFD(_ context.Context, _ *Capture, d *Desc) (proto.Message, erro
 	}, nil
 }
 
+// openTimerFD makes it disarmed; the clock can't be changed later.
 func openTimerFD(_ context.Context, _ *Restorer, rec *record) (int, error) {
 	fd, err := unix.TimerfdCreate(int(rec.body.(*blob.TimerFD).Clock), unix.TFD_CLOEXEC)
 	if err != nil {

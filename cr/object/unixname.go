@@ -90,6 +90,7 @@ func bindName(fd int, s *blob.UnixSocket) (fileID, error) {
 	return fileID{st.Dev, st.Ino}, nil
 }
 
+// unlinkName takes a file away that was there only for its name to be had.
 func unlinkName(s *blob.UnixSocket, id fileID) error {
 	if s.Name[0] == 0 {
 		return nil

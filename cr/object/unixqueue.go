@@ -60,6 +60,8 @@ func peekStream(fd int, s *blob.UnixSocket, waiting int) error {
 	return nil
 }
 
+// peekMessages goes through a queue of messages, empty ones included: the kernel
+// marks those as peeked at and goes on (net/core/datagram.c).
 func peekMessages(fd int, s *blob.UnixSocket) error {
 	buf := make([]byte, maxMessage)
 	for len(s.Queue) < maxQueue {
@@ -156,6 +158,8 @@ func fillQueue(from int, queue [][]byte) error {
 	})
 }
 
+// sendAll sends all of a stream's bytes, or one message, which goes whole or not at
+// all. It never waits: what does not fit now never will.
 func sendAll(fd int, b []byte) error {
 	for {
 		n, err := unix.SendmsgN(fd, b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)

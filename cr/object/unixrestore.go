@@ -19,7 +19,8 @@ type unixMaker struct {
 	r         *Restorer
 	recs      []*record
 	byIno     map[uint32]*record
-	listeners map[string]*standIn
+	listening map[string]bool // names
+	standIns  map[string]*standIn
 	temp      []int // closed peers and the like, closed at the end
 }
 
@@ -30,13 +31,17 @@ type standIn struct {
 	id   fileID
 }
 
+// sock is the record's own message.
 func sock(rec *record) *blob.UnixSocket { return rec.body.(*blob.UnixSocket) }
 
 // prepareUnixSockets goes from what needs names for a moment only to what keeps
 // them: connections, then listeners and datagram sockets, then connections that
 // wait in a listener.
 func prepareUnixSockets(_ context.Context, r *Restorer, recs []*record) (err error) {
-	m := &unixMaker{r: r, recs: recs, byIno: map[uint32]*record{}, listeners: map[string]*standIn{}}
+	m := &unixMaker{
+		r: r, recs: recs, byIno: map[uint32]*record{},
+		listening: map[string]bool{}, standIns: map[string]*standIn{},
+	}
 	defer func() {
 		for _, fd := range m.temp {
 			err = errors.Join(err, unix.Close(fd))
@@ -71,6 +76,7 @@ func gone(rec *record) int {
 	return 1
 }
 
+// each runs one step for all records and names the one it fails at.
 func each(recs []*record, step func(*record) error) error {
 	for _, rec := range recs {
 		if err := step(rec); err != nil {
@@ -87,6 +93,9 @@ func (m *unixMaker) check() error {
 			return rec.wrap(corrupt("two unix sockets have inode %d", sock(rec).Inode))
 		}
 		m.byIno[sock(rec).Inode] = rec
+		if sock(rec).Listening {
+			m.listening[string(sock(rec).Name)] = true
+		}
 	}
 	return each(m.recs, func(rec *record) error {
 		s := sock(rec)
@@ -129,7 +138,10 @@ func (m *unixMaker) connection(rec *record) error {
 	var fds [2]int
 	var err error
 	if sock(rec).Type == unix.SOCK_DGRAM || m.serves(server) == 0 {
-		fds, err = unix.Socketpair(unix.AF_UNIX, int(sock(rec).Type)|unix.SOCK_CLOEXEC, 0)
+		err = asPeer(sock(rec), func() (err error) {
+			fds, err = unix.Socketpair(unix.AF_UNIX, int(sock(rec).Type)|unix.SOCK_CLOEXEC, 0)
+			return err
+		})
 	} else {
 		fds, err = m.accept(sock(server), client)
 	}
@@ -152,14 +164,10 @@ func (m *unixMaker) serves(rec *record) uint64 {
 	if len(s.Name) == 0 {
 		return 0
 	}
-	rank := uint64(s.Inode)
-	for _, l := range m.recs {
-		if sock(l).Listening && bytes.Equal(sock(l).Name, s.Name) {
-			rank += 1 << 32
-			break
-		}
+	if m.listening[string(s.Name)] {
+		return 1<<32 + uint64(s.Inode)
 	}
-	return rank
+	return uint64(s.Inode)
 }
 
 // accept makes a connection whose server end has a name, as one is made: by a
@@ -175,8 +183,11 @@ func (m *unixMaker) accept(server *blob.UnixSocket, client *record) (fds [2]int,
 	if client != nil && len(sock(client).Name) > 0 {
 		err = m.bind(fds[1], sock(client))
 	}
+	if err == nil && client != nil { // what the client sees is who listened
+		err = asPeer(sock(client), func() error { return unix.Listen(l.fd, 1) })
+	}
 	if err == nil {
-		err = inPlace(server, func() error { return sys.ConnectUnix(fds[1], server.Name) })
+		err = inPlace(server, func() error { return m.connectAs(server, fds[1]) })
 	}
 	if err == nil {
 		fds[0], _, err = unix.Accept4(l.fd, unix.SOCK_CLOEXEC)
@@ -187,9 +198,30 @@ func (m *unixMaker) accept(server *blob.UnixSocket, client *record) (fds [2]int,
 	return fds, nil
 }
 
+// connectAs connects to a stand-in as the user that the server end saw. One that
+// may not enter the directory any more connected before that was so.
+func (m *unixMaker) connectAs(server *blob.UnixSocket, fd int) error {
+	err := asPeer(server, func() error { return sys.ConnectUnix(fd, server.Name) })
+	if errors.Is(err, unix.EACCES) {
+		err = sys.ConnectUnix(fd, server.Name)
+	}
+	return err
+}
+
+// asPeer runs f as the user that SO_PEERCRED of s names: the kernel notes who
+// called socketpair, listen or connect. Programs trust it, and must not take a
+// peer for the root that restored it. The process id it has can't be had.
+func asPeer(s *blob.UnixSocket, f func() error) error {
+	if s.PeerUid == ^uint32(0) { // nobody: never connected
+		return f()
+	}
+	return sys.AsUser(s.PeerUid, s.PeerGid, f)
+}
+
+// standIn answers the listener of a name; connections of one name share it.
 func (m *unixMaker) standIn(s *blob.UnixSocket) (*standIn, error) {
 	key := fmt.Sprintf("%d %s %s", s.Type, s.Dir, s.Name)
-	if l := m.listeners[key]; l != nil {
+	if l := m.standIns[key]; l != nil {
 		return l, nil
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, int(s.Type)|unix.SOCK_CLOEXEC, 0)
@@ -207,13 +239,15 @@ func (m *unixMaker) standIn(s *blob.UnixSocket) (*standIn, error) {
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	m.listeners[key] = l
+	m.standIns[key] = l
 	return l, nil
 }
 
+// dropStandIns frees the names for those that keep them. Accepted sockets go on
+// sharing the address, as they did with their listener.
 func (m *unixMaker) dropStandIns() error {
 	var all error
-	for _, l := range m.listeners {
+	for _, l := range m.standIns {
 		all = errors.Join(all, unix.Close(l.fd), inPlace(l.sock, func() error { return unlinkName(l.sock, l.id) }))
 	}
 	return all
@@ -243,12 +277,14 @@ func (m *unixMaker) bound(rec *record) error {
 	if !s.Listening {
 		return nil
 	}
-	if err := unix.Listen(rec.fd, int(s.Backlog)); err != nil {
+	if err := asPeer(s, func() error { return unix.Listen(rec.fd, int(s.Backlog)) }); err != nil {
 		return fmt.Errorf("listen on %q: %w", s.Name, err)
 	}
 	return nil
 }
 
+// boundGone does with a deleted name, in the moment that it exists, all that needs
+// the name: connect those that were connected to it, and fill its queue.
 func (m *unixMaker) boundGone(rec *record) error {
 	s := sock(rec)
 	id, err := bindName(rec.fd, s)
@@ -330,6 +366,7 @@ func (m *unixMaker) send(rec *record) error {
 	return nil
 }
 
+// named finds the socket that a message came from.
 func (m *unixMaker) named(name []byte, otherwise int) int {
 	for _, rec := range m.recs {
 		s := sock(rec)
@@ -350,7 +387,15 @@ func (m *unixMaker) waiting(rec *record) error {
 	if l == nil || !sock(l).Listening || sock(l).Gone {
 		return corrupt("it waits for a listener that is none")
 	}
-	err := inPlace(sock(l), func() error { return sys.ConnectUnix(rec.fd, sock(l).Name) })
+	// A listener whose queue is full would make us wait for a program that is not
+	// running yet.
+	if err := unix.SetNonblock(rec.fd, true); err != nil {
+		return err
+	}
+	err := inPlace(sock(l), func() error {
+		return sys.AsUser(s.SockUid, s.SockGid, func() error { return sys.ConnectUnix(rec.fd, sock(l).Name) })
+	})
+	err = errors.Join(err, unix.SetNonblock(rec.fd, false))
 	if err != nil {
 		return fmt.Errorf("connect to %q: %w", sock(l).Name, err)
 	}
@@ -368,5 +413,5 @@ func (m *unixMaker) finish(rec *record) error {
 			return fmt.Errorf("shutdown: %w", err)
 		}
 	}
-	return setOptions(rec.fd, s.Options)
+	return m.r.setOptions(rec.fd, s.Options, commonOptions())
 }

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// A unix socket is saved with its queue and its connection, if both ends are in the
+// container. Names are bound again where they were.
 func unixSocketKind() Kind {
 	return Kind{
 		Tag: "unix", Rev: 1,
@@ -50,6 +52,11 @@ func captureUnixSocket(_ context.Context, c *Capture, d *Desc) (proto.Message, e
 	s := &blob.UnixSocket{
 		Type: uint32(kind), Inode: uint32(d.stat.Ino), SockUid: d.stat.Uid, SockGid: d.stat.Gid,
 	}
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return nil, fmt.Errorf("SO_PEERCRED: %w", err)
+	}
+	s.PeerUid, s.PeerGid = cred.Uid, cred.Gid
 	s.Options, err = readOptions(fd, commonOptions())
 	return s, err
 }
@@ -61,9 +68,15 @@ func finishUnixSockets(ctx context.Context, c *Capture, of []*object) error {
 	if err != nil {
 		return err
 	}
-	u := unixSet{c: c, socks: socks, ours: map[uint32]*object{}}
+	u := unixSet{c: c, socks: socks, ours: map[uint32]*object{}, waits: map[uint32]uint32{}}
 	for _, o := range of {
-		u.ours[o.body.(*blob.UnixSocket).Inode] = o
+		ino := o.body.(*blob.UnixSocket).Inode
+		u.ours[ino] = o
+		if g := socks[ino]; g != nil {
+			for _, client := range g.pending {
+				u.waits[client] = ino
+			}
+		}
 	}
 	var all []error
 	for _, o := range of {
@@ -84,8 +97,10 @@ type unixSet struct {
 	c     *Capture
 	socks map[uint32]*unixDiag
 	ours  map[uint32]*object
+	waits map[uint32]uint32 // ends that are not accepted yet, and their listeners
 }
 
+// finish completes one record.
 func (u *unixSet) finish(o *object) error {
 	s := o.body.(*blob.UnixSocket)
 	g := u.socks[s.Inode]
@@ -132,12 +147,15 @@ func (u *unixSet) dropped(o *object, g *unixDiag) {
 // peer finds the other end of a connection. A peer of 0 was closed, or is what a
 // listener has yet to accept.
 func (u *unixSet) peer(fd int, s *blob.UnixSocket, g *unixDiag) error {
-	s.Connected, s.Peer = g.peered || g.state == stateEstablished, g.peer
+	// The state tells nothing of a datagram socket: it changes, too, when
+	// somebody connects to it (net/unix/af_unix.c, unix_dgram_connect).
+	s.Connected = g.peered || g.state == stateEstablished && s.Type != unix.SOCK_DGRAM
+	s.Peer = g.peer
 	if !s.Connected {
 		return nil
 	}
 	if g.peer == 0 {
-		s.Pending = u.listener(s.Inode)
+		s.Pending = u.waits[s.Inode]
 		if s.Pending == 0 {
 			return nil
 		}
@@ -158,20 +176,6 @@ func (u *unixSet) peer(fd int, s *blob.UnixSocket, g *unixDiag) error {
 		return unsupported("a unix socket connected one way to a socket without a name")
 	}
 	return nil
-}
-
-// listener finds who has the connection of ino in its queue.
-func (u *unixSet) listener(ino uint32) uint32 {
-	for l := range u.ours {
-		if g := u.socks[l]; g != nil {
-			for _, p := range g.pending {
-				if p == ino {
-					return l
-				}
-			}
-		}
-	}
-	return 0
 }
 
 // outsider decides about a peer outside of the container: a datagram socket can
