@@ -90,12 +90,41 @@ func (c *capturer) all(ctx context.Context, image *dir.Writer) error {
 			return err
 		}
 	}
+	if err := c.jobs(ctx); err != nil {
+		return err
+	}
 	var err error
 	if c.img.Files, c.img.FDTables, err = c.objects.Finish(ctx); err != nil {
 		return err
 	}
 	c.img.Seccomp = c.filters.Record()
-	return c.namespaces(ctx, image)
+	if err := fault.Point("captured-files"); err != nil {
+		return err
+	}
+	if err := c.namespaces(ctx, image); err != nil {
+		return err
+	}
+	return fault.Point("captured-namespaces")
+}
+
+// jobs asks the parents of stopped processes whether they know of the stop.
+func (c *capturer) jobs(ctx context.Context) error {
+	for i, p := range c.f.processes {
+		rec := c.img.Processes[i]
+		if rec.State != blob.Process_STATE_STOPPED || rec.Ppid == 0 {
+			continue
+		}
+		for _, parent := range c.f.processes {
+			if parent.hostPID != p.hostPPID || len(parent.threads) == 0 {
+				continue
+			}
+			var err error
+			if rec.StopIsNews, err = task.StopIsNews(ctx, parent.threads[0], rec.Pid); err != nil {
+				return &errs.Error{Op: "capture", PID: int(rec.Ppid), Err: err}
+			}
+		}
+	}
+	return nil
 }
 
 func (c *capturer) hostFacts() error {
@@ -129,6 +158,7 @@ func (c *capturer) process(ctx context.Context, p *process, init bool) error {
 		return err
 	}
 	if init {
+		recordProfile(c.img.Container, c.f.c.spec, rec)
 		if c.img.Container.NsLastPid, err = task.LastPID(ctx, p.threads[0]); err != nil {
 			return err
 		}

@@ -85,6 +85,7 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 		return stats, err
 	}
 	u.Keep()
+	u.Add(f.release) // the image stays, whatever goes wrong from here on
 	if err := fault.Point("committed"); err != nil {
 		return stats, err
 	}
@@ -94,6 +95,7 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 			return stats, err
 		}
 	}
+	u.Keep()
 	stats.count(img)
 	stats.ImageBytes, err = treeSize(o.ImageDir)
 	stats.Total = time.Since(begin)
@@ -107,6 +109,9 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 func end(ctx context.Context, f *frozen) error {
 	if err := f.kill(); err != nil {
 		return fmt.Errorf("the image is complete, but: %w", err)
+	}
+	if err := fault.Point("ended"); err != nil {
+		return err
 	}
 	if _, err := f.c.run(ctx, "delete", "--force", f.c.id); err != nil {
 		return fmt.Errorf("the image is complete and the container ended, but: %w", err)

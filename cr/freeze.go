@@ -48,6 +48,7 @@ type frozen struct {
 	attached  map[int]*thread // by tid
 	processes []*process      // parents before children
 	thawed    bool
+	released  bool // the container is no longer ours to pause
 	log       *slog.Logger
 }
 
@@ -90,6 +91,9 @@ func freeze(ctx context.Context, c *container, log *slog.Logger) (_ *frozen, err
 		}
 		if !f.thawed && f.was == cgroups.Frozen {
 			if err := f.thaw(); err != nil {
+				return nil, err
+			}
+			if err := fault.Point("thawed"); err != nil {
 				return nil, err
 			}
 		}
@@ -373,6 +377,10 @@ func (f *frozen) describeThreads(p *process) error {
 // release lets the container go on in the state in which it came: running, or
 // paused by its cgroup's freezer. It is safe to call again.
 func (f *frozen) release(ctx context.Context) error {
+	if f.released {
+		return nil
+	}
+	f.released = true
 	var all error
 	if f.was == cgroups.Frozen {
 		if err := f.c.cgroup.Freeze(cgroups.Frozen); err != nil {
@@ -408,6 +416,7 @@ func (f *frozen) kill() error {
 	if err := unix.Kill(f.c.initPID, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill init: %w", err)
 	}
+	f.released = true // nothing is left to go on
 	for end := time.Now().Add(freezeBound); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		f.reap()
 		zombie, err := isZombie(f.c.initPID)

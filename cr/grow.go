@@ -25,6 +25,8 @@ type member struct {
 	exe     uint32 // file id of the program it runs; 0: the blank's own
 	own     *remote.Owned
 	threads []*worker // the leader first
+	left    bool      // it has its own registers again: no calls any more
+	gone    bool      // it is not traced any more
 }
 
 // worker is one thread on its way back.
@@ -57,6 +59,9 @@ func (r *restorer) adoptInit(ctx context.Context) (err error) {
 		return err
 	}
 	if r.born, err = task.BornAs(ctx, r.b.Task, m.own, r.filters); err != nil {
+		return err
+	}
+	if err := r.replaceProfile(); err != nil {
 		return err
 	}
 	if r.channel, err = remote.OpenChannel(ctx, m.own, r.channelFD); err != nil {

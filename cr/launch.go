@@ -26,6 +26,7 @@ import (
 // it: it has executed the program of the bundle and not run one instruction.
 type blank struct {
 	*tracer.Task
+	claim *claim
 	pid   int // in our pid namespace
 	stdio [3]*os.File
 }
@@ -46,12 +47,12 @@ const (
 // the exec of its program. The stdio and the console are ours to pass on. u
 // learns how to remove everything.
 func launch(ctx context.Context, o *RestoreOptions, u *undo.Stack) (b *blank, err error) {
-	dir, err := os.MkdirTemp("", "stasis-restore-")
+	c, err := claimContainer(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	l := &launcher{o: o, log: filepath.Join(dir, "log.json"), pidFile: filepath.Join(dir, "pid")}
+	u.Add(func(context.Context) error { return c.drop() })
+	l := &launcher{o: o, claim: c, log: filepath.Join(c.dir, "log.json"), pidFile: c.pidFile()}
 	if err := l.create(ctx, u); err != nil {
 		return nil, err
 	}
@@ -66,7 +67,7 @@ func launch(ctx context.Context, o *RestoreOptions, u *undo.Stack) (b *blank, er
 	if err != nil {
 		return nil, err
 	}
-	b = &blank{Task: t, pid: pid}
+	b = &blank{Task: t, claim: c, pid: pid}
 	u.Add(func(context.Context) error { return b.kill() })
 	if err := fault.Point("seized-init"); err != nil {
 		return nil, err
@@ -81,15 +82,22 @@ func launch(ctx context.Context, o *RestoreOptions, u *undo.Stack) (b *blank, er
 		return nil, err
 	}
 	u.Add(func(context.Context) error { return b.closeStdio() })
-	return b, b.takeStdio()
+	if err := b.takeStdio(); err != nil {
+		return nil, err
+	}
+	return b, fault.Point("launched")
 }
 
 type launcher struct {
 	o            *RestoreOptions
+	claim        *claim
 	log, pidFile string
 }
 
+// create is not cancelled: a runtime that is killed on its way leaves things
+// that it does not find again.
 func (l *launcher) create(ctx context.Context, u *undo.Stack) error {
+	ctx = context.WithoutCancel(ctx)
 	args := []string{"create", "--bundle", l.o.Bundle, "--pid-file", l.pidFile}
 	if l.o.NoPivot {
 		args = append(args, "--no-pivot")
@@ -102,7 +110,8 @@ func (l *launcher) create(ctx context.Context, u *undo.Stack) error {
 		return err
 	}
 	u.Add(func(ctx context.Context) error {
-		_, err := runRuntime(ctx, l.o.Runtime, append(slices.Clone(l.o.RuntimeArgs), "delete", "--force", l.o.ID), nil)
+		err := deleteContainer(ctx, l.o)
+		l.claim.keep = err != nil
 		return err
 	})
 	return nil

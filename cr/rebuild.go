@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/stasis-cr/stasis/cr/errs"
 	"github.com/stasis-cr/stasis/cr/mem"
 	"github.com/stasis-cr/stasis/cr/object"
+	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/remote"
 	"github.com/stasis-cr/stasis/cr/task"
 	"github.com/stasis-cr/stasis/namespaces"
@@ -44,7 +46,9 @@ type restorer struct {
 	memory    *memory
 }
 
-func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blank, log *slog.Logger) (_ *restorer, err error) {
+func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blank, steps []task.Step,
+	log *slog.Logger,
+) (_ *restorer, err error) {
 	img := image.Image()
 	r := &restorer{
 		o: o, image: image, img: img, b: b, log: log,
@@ -52,7 +56,10 @@ func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blan
 		tables: map[uint32]*blob.FDTable{}, members: map[int32]*member{},
 		filters: task.NewFilters(img.Seccomp), channelFD: object.FreeFD(img.FDTables),
 	}
-	taken := map[int]bool{}
+	taken := map[int]bool{} // numbers that the tasks, and helpers on the way, are going to have
+	for _, s := range steps {
+		taken[int(s.PID)] = true
+	}
 	for _, p := range img.Processes {
 		r.processes[p.Pid] = p
 		taken[int(p.Pid)], taken[int(p.Pgid)], taken[int(p.Sid)] = true, true, true
@@ -301,57 +308,141 @@ func (r *restorer) finish(ctx context.Context) error {
 	if err := r.objects.Arm(ctx, locks); err != nil {
 		return err
 	}
-	return r.each(ctx, func(ctx context.Context, m *member) error {
-		if _, err := m.own.Call(ctx, unix.SYS_CLOSE, uint64(r.channelFD)); err != nil {
-			return wrap("close the channel", err)
-		}
-		for _, w := range m.threads {
-			if err := task.FinishThread(ctx, w.own, m.rec, w.rec); err != nil {
-				return err
-			}
-		}
-		return nil
+	err := r.each(ctx, func(ctx context.Context, m *member) error {
+		_, err := m.own.Call(ctx, unix.SYS_CLOSE, uint64(r.channelFD))
+		return wrap("close the channel", err)
 	})
+	if err != nil {
+		return err
+	}
+	if err := r.stopJobs(ctx); err != nil {
+		return err
+	}
+	return r.each(ctx, func(ctx context.Context, m *member) error {
+		if m.left {
+			return nil
+		}
+		return finishMember(ctx, m)
+	})
+}
+
+func finishMember(ctx context.Context, m *member) error {
+	for _, w := range m.threads {
+		if err := task.Drain(ctx, w.own); err != nil {
+			return err
+		}
+	}
+	for _, w := range m.threads {
+		if err := task.FinishThread(ctx, w.own, m.rec, w.rec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stopJobs stops again what job control had stopped. A parent that has waited for
+// the stop before must not see it again: it waits for it here, and the SIGCHLD is
+// among the signals that are dropped later. Init has no parent here; it is
+// stopped last, in release.
+func (r *restorer) stopJobs(ctx context.Context) error {
+	return r.each(ctx, func(ctx context.Context, m *member) error {
+		if m.rec.State != blob.Process_STATE_STOPPED || m.rec.Ppid == 0 {
+			return nil
+		}
+		if err := finishMember(ctx, m); err != nil {
+			return err
+		}
+		if err := leaveMember(ctx, m); err != nil {
+			return err
+		}
+		if err := letGo(m); err != nil {
+			return err
+		}
+		if err := awaitStop(m.hostPID); err != nil {
+			return err
+		}
+		if m.rec.StopIsNews {
+			return nil
+		}
+		parent := r.members[m.rec.Ppid]
+		_, err := parent.own.Call(ctx, unix.SYS_WAIT4, uint64(m.rec.Pid), 0, unix.WUNTRACED|unix.WNOHANG, 0)
+		return wrap("wait for the stop in its parent", err)
+	})
+}
+
+// awaitStop waits until a process is stopped by job control.
+func awaitStop(pid int) error {
+	for end := time.Now().Add(reapBound); time.Now().Before(end); {
+		st, err := procfs.ReadStat(pid)
+		if err != nil {
+			return err
+		}
+		if st.State == 'T' {
+			return nil
+		}
+		nap := unix.NsecToTimespec(int64(100 * time.Microsecond))
+		if err := unix.Nanosleep(&nap, nil); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	return fmt.Errorf("process %d did not stop within %v: %w", pid, reapBound, errs.ErrTimeout)
 }
 
 // leave takes our memory out of every process and gives every thread its
 // registers. Nothing may fail softly after it: the tasks can't be called again.
 func (r *restorer) leave(ctx context.Context) error {
 	return r.each(ctx, func(ctx context.Context, m *member) error {
-		for _, w := range slices.Backward(m.threads) { // the leader last: it takes the memory away
-			leave := w.own.Forget
-			if w.own == m.own {
-				leave = w.own.Drop
-			}
-			if err := leave(ctx); err != nil {
-				return err
-			}
+		if m.left {
+			return nil
 		}
-		for _, w := range m.threads {
-			if err := task.RestoreCPU(w.own.Task(), w.rec); err != nil {
-				return &errs.Error{Obj: errs.Name(fmt.Sprintf("thread %d", w.rec.Tid)), Err: err}
-			}
-		}
-		return nil
+		return leaveMember(ctx, m)
 	})
 }
 
-// release lets all tasks go. Those that were stopped by job control are stopped
-// again before they run.
+func leaveMember(ctx context.Context, m *member) error {
+	for _, w := range slices.Backward(m.threads) { // the leader last: it takes the memory away
+		leave := w.own.Forget
+		if w.own == m.own {
+			leave = w.own.Drop
+		}
+		if err := leave(ctx); err != nil {
+			return err
+		}
+	}
+	for _, w := range m.threads {
+		if err := task.RestoreCPU(w.own.Task(), w.rec); err != nil {
+			return &errs.Error{Obj: errs.Name(fmt.Sprintf("thread %d", w.rec.Tid)), Err: err}
+		}
+	}
+	m.left = true
+	return nil
+}
+
+// release lets all tasks go, init last: until then our death ends them all.
 func (r *restorer) release(context.Context) error {
-	for _, m := range r.alive() {
-		if m.rec.State == blob.Process_STATE_STOPPED {
-			if err := unix.Kill(m.hostPID, unix.Signal(m.rec.StopSignal)); err != nil {
-				return fmt.Errorf("stop pid %d: %w", m.rec.Pid, err)
-			}
+	for _, m := range slices.Backward(r.alive()) {
+		if err := letGo(m); err != nil {
+			return &errs.Error{Op: "restore", PID: int(m.rec.Pid), Err: err}
 		}
 	}
-	for _, m := range slices.Backward(r.alive()) { // init last: until then our death ends them all
-		for _, w := range slices.Backward(m.threads) {
-			if err := w.own.Task().Detach(0); err != nil {
-				return fmt.Errorf("let thread %d go: %w", w.rec.Tid, err)
-			}
+	return nil
+}
+
+// letGo lets a member run, or stop if it was stopped. It is safe to call again.
+func letGo(m *member) error {
+	if m.gone {
+		return nil
+	}
+	if m.rec.State == blob.Process_STATE_STOPPED {
+		if err := unix.Kill(m.hostPID, unix.Signal(m.rec.StopSignal)); err != nil {
+			return fmt.Errorf("stop: %w", err)
 		}
 	}
+	for _, w := range slices.Backward(m.threads) {
+		if err := w.own.Task().Detach(0); err != nil {
+			return fmt.Errorf("let thread %d go: %w", w.rec.Tid, err)
+		}
+	}
+	m.gone = true
 	return nil
 }

@@ -69,18 +69,16 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, steps []tas
 		return 0, err
 	}
 	log.Info("launched", "pid", b.pid)
-	r, err := newRestorer(ctx, o, image, b, log)
+	r, err := newRestorer(ctx, o, image, b, steps, log)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
-	if err := r.namespaces(ctx); err != nil {
-		return 0, err
-	}
 	for _, phase := range []struct {
 		name string
 		run  func(context.Context) error
 	}{
+		{"namespaces", r.namespaces},
 		{"grow", func(ctx context.Context) error { return r.grow(ctx, steps) }},
 		{"map", r.mapAll},
 		{"fill", r.fill},
@@ -101,6 +99,14 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, steps []tas
 		}
 	}
 	if err := writePidFile(o.PidFile, b.pid); err != nil {
+		return 0, err
+	}
+	u.Add(func(context.Context) error { return removePidFile(o.PidFile) })
+	// From here on it is an ordinary container, which nobody may clean away.
+	if err := b.claim.drop(); err != nil {
+		return 0, err
+	}
+	if err := fault.Point("restore-releasing"); err != nil {
 		return 0, err
 	}
 	if err := r.release(ctx); err != nil {
@@ -156,6 +162,17 @@ func waitExit(pid int) (int, error) {
 			return ws.ExitStatus(), nil
 		}
 	}
+}
+
+// removePidFile takes back what writePidFile wrote.
+func removePidFile(path string) error {
+	if path == "" {
+		return nil
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("pid file: %w", err)
+	}
+	return nil
 }
 
 // writePidFile writes it complete or not at all.

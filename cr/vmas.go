@@ -31,6 +31,7 @@ var vmaFlags = []struct {
 	{procfs.VMMergeable, blob.VMAFlag_VMA_MERGEABLE},
 	{procfs.VMNoReserve, blob.VMAFlag_VMA_NORESERVE},
 	{procfs.VMSealed, blob.VMAFlag_VMA_SEALED},
+	{procfs.VMAccount, blob.VMAFlag_VMA_ACCOUNT},
 }
 
 // vmaKind sorts a mapping. An error says why it can't be saved; skip is true

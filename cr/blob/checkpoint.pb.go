@@ -46,27 +46,29 @@ const (
 	VMAFlag_VMA_MERGEABLE   VMAFlag = 1024
 	VMAFlag_VMA_NORESERVE   VMAFlag = 2048
 	VMAFlag_VMA_SEALED      VMAFlag = 4096
-	VMAFlag_VMA_MAYWRITE    VMAFlag = 8192 // of a shared file mapping
+	VMAFlag_VMA_MAYWRITE    VMAFlag = 8192  // of a shared file mapping
+	VMAFlag_VMA_ACCOUNT     VMAFlag = 16384 // counted as committed memory: it could be written once
 )
 
 // Enum value maps for VMAFlag.
 var (
 	VMAFlag_name = map[int32]string{
-		0:    "VMA_NONE",
-		1:    "VMA_GROWSDOWN",
-		2:    "VMA_LOCKED",
-		4:    "VMA_LOCKONFAULT",
-		8:    "VMA_SEQ_READ",
-		16:   "VMA_RAND_READ",
-		32:   "VMA_DONTCOPY",
-		64:   "VMA_DONTDUMP",
-		128:  "VMA_WIPEONFORK",
-		256:  "VMA_HUGEPAGE",
-		512:  "VMA_NOHUGEPAGE",
-		1024: "VMA_MERGEABLE",
-		2048: "VMA_NORESERVE",
-		4096: "VMA_SEALED",
-		8192: "VMA_MAYWRITE",
+		0:     "VMA_NONE",
+		1:     "VMA_GROWSDOWN",
+		2:     "VMA_LOCKED",
+		4:     "VMA_LOCKONFAULT",
+		8:     "VMA_SEQ_READ",
+		16:    "VMA_RAND_READ",
+		32:    "VMA_DONTCOPY",
+		64:    "VMA_DONTDUMP",
+		128:   "VMA_WIPEONFORK",
+		256:   "VMA_HUGEPAGE",
+		512:   "VMA_NOHUGEPAGE",
+		1024:  "VMA_MERGEABLE",
+		2048:  "VMA_NORESERVE",
+		4096:  "VMA_SEALED",
+		8192:  "VMA_MAYWRITE",
+		16384: "VMA_ACCOUNT",
 	}
 	VMAFlag_value = map[string]int32{
 		"VMA_NONE":        0,
@@ -84,6 +86,7 @@ var (
 		"VMA_NORESERVE":   2048,
 		"VMA_SEALED":      4096,
 		"VMA_MAYWRITE":    8192,
+		"VMA_ACCOUNT":     16384,
 	}
 )
 
@@ -444,7 +447,9 @@ type Container struct {
 	ShellJob       bool     `protobuf:"varint,8,opt,name=shell_job,json=shellJob,proto3" json:"shell_job,omitempty"`
 	NsLastPid      int32    `protobuf:"varint,9,opt,name=ns_last_pid,json=nsLastPid,proto3" json:"ns_last_pid,omitempty"` // last pid given out in the pid namespace
 	LeftRunning    bool     `protobuf:"varint,10,opt,name=left_running,json=leftRunning,proto3" json:"left_running,omitempty"`
-	Console        *Console `protobuf:"bytes,11,opt,name=console,proto3" json:"console,omitempty"` // of a container with a terminal
+	Console        *Console `protobuf:"bytes,11,opt,name=console,proto3" json:"console,omitempty"`                                      // of a container with a terminal
+	SeccompDigest  []byte   `protobuf:"bytes,12,opt,name=seccomp_digest,json=seccompDigest,proto3" json:"seccomp_digest,omitempty"`     // sha256 of the bundle's seccomp profile, as JSON; empty: none known
+	RuntimeFilters uint32   `protobuf:"varint,13,opt,name=runtime_filters,json=runtimeFilters,proto3" json:"runtime_filters,omitempty"` // how many of init's filters, the oldest, are the runtime's
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -554,6 +559,20 @@ func (x *Container) GetConsole() *Console {
 		return x.Console
 	}
 	return nil
+}
+
+func (x *Container) GetSeccompDigest() []byte {
+	if x != nil {
+		return x.SeccompDigest
+	}
+	return nil
+}
+
+func (x *Container) GetRuntimeFilters() uint32 {
+	if x != nil {
+		return x.RuntimeFilters
+	}
+	return 0
 }
 
 // Console is the state of the container's terminal; the terminal itself is the
@@ -911,7 +930,8 @@ type Process struct {
 	Locks          []*FileLock            `protobuf:"bytes,24,rep,name=locks,proto3" json:"locks,omitempty"`
 	Dumpable       uint32                 `protobuf:"varint,25,opt,name=dumpable,proto3" json:"dumpable,omitempty"` // PR_GET_DUMPABLE
 	Mdwe           bool                   `protobuf:"varint,26,opt,name=mdwe,proto3" json:"mdwe,omitempty"`
-	Args           []string               `protobuf:"bytes,27,rep,name=args,proto3" json:"args,omitempty"` // /proc/pid/cmdline, for people: memory holds it too
+	StopIsNews     bool                   `protobuf:"varint,28,opt,name=stop_is_news,json=stopIsNews,proto3" json:"stop_is_news,omitempty"` // its parent has not waited for the stop yet
+	Args           []string               `protobuf:"bytes,27,rep,name=args,proto3" json:"args,omitempty"`                                  // /proc/pid/cmdline, for people: memory holds it too
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1124,6 +1144,13 @@ func (x *Process) GetDumpable() uint32 {
 func (x *Process) GetMdwe() bool {
 	if x != nil {
 		return x.Mdwe
+	}
+	return false
+}
+
+func (x *Process) GetStopIsNews() bool {
+	if x != nil {
+		return x.StopIsNews
 	}
 	return false
 }
@@ -1781,6 +1808,7 @@ type Thread struct {
 	Pdeathsig      uint32                 `protobuf:"varint,17,opt,name=pdeathsig,proto3" json:"pdeathsig,omitempty"`
 	TimerSlackNs   uint64                 `protobuf:"varint,18,opt,name=timer_slack_ns,json=timerSlackNs,proto3" json:"timer_slack_ns,omitempty"`
 	Restart        *Restart               `protobuf:"bytes,19,opt,name=restart,proto3" json:"restart,omitempty"`
+	MceKill        uint32                 `protobuf:"varint,20,opt,name=mce_kill,json=mceKill,proto3" json:"mce_kill,omitempty"` // PR_MCE_KILL_GET
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1946,6 +1974,13 @@ func (x *Thread) GetRestart() *Restart {
 		return x.Restart
 	}
 	return nil
+}
+
+func (x *Thread) GetMceKill() uint32 {
+	if x != nil {
+		return x.MceKill
+	}
+	return 0
 }
 
 type SigAltStack struct {
@@ -3055,7 +3090,7 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\vboottime_ns\x18\t \x01(\x04R\n" +
 	"boottimeNs\x12%\n" +
 	"\x0ecgroup_version\x18\n" +
-	" \x01(\rR\rcgroupVersion\"\xe5\x02\n" +
+	" \x01(\rR\rcgroupVersion\"\xb5\x03\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aruntime\x18\x02 \x01(\tR\aruntime\x12\x1c\n" +
@@ -3069,7 +3104,9 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\vns_last_pid\x18\t \x01(\x05R\tnsLastPid\x12!\n" +
 	"\fleft_running\x18\n" +
 	" \x01(\bR\vleftRunning\x12,\n" +
-	"\aconsole\x18\v \x01(\v2\x12.stasis.v1.ConsoleR\aconsole\"C\n" +
+	"\aconsole\x18\v \x01(\v2\x12.stasis.v1.ConsoleR\aconsole\x12%\n" +
+	"\x0eseccomp_digest\x18\f \x01(\fR\rseccompDigest\x12'\n" +
+	"\x0fruntime_filters\x18\r \x01(\rR\x0eruntimeFilters\"C\n" +
 	"\aConsole\x12\x18\n" +
 	"\atermios\x18\x01 \x01(\fR\atermios\x12\x1e\n" +
 	"\n" +
@@ -3106,7 +3143,7 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\aoptions\x18\x04 \x01(\tR\aoptions\x12\x14\n" +
 	"\x05major\x18\x05 \x01(\rR\x05major\x12\x14\n" +
 	"\x05minor\x18\x06 \x01(\rR\x05minor\x12\x0e\n" +
-	"\x02id\x18\a \x01(\x05R\x02id\"\xc1\a\n" +
+	"\x02id\x18\a \x01(\x05R\x02id\"\xe3\a\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x12\n" +
 	"\x04ppid\x18\x02 \x01(\x05R\x04ppid\x12\x12\n" +
@@ -3136,7 +3173,9 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\x05creds\x18\x17 \x01(\v2\x10.stasis.v1.CredsR\x05creds\x12)\n" +
 	"\x05locks\x18\x18 \x03(\v2\x13.stasis.v1.FileLockR\x05locks\x12\x1a\n" +
 	"\bdumpable\x18\x19 \x01(\rR\bdumpable\x12\x12\n" +
-	"\x04mdwe\x18\x1a \x01(\bR\x04mdwe\x12\x12\n" +
+	"\x04mdwe\x18\x1a \x01(\bR\x04mdwe\x12 \n" +
+	"\fstop_is_news\x18\x1c \x01(\bR\n" +
+	"stopIsNews\x12\x12\n" +
 	"\x04args\x18\x1b \x03(\tR\x04args\"?\n" +
 	"\x05State\x12\x11\n" +
 	"\rSTATE_RUNNING\x10\x00\x12\x11\n" +
@@ -3199,7 +3238,7 @@ const file_checkpoint_proto_rawDesc = "" +
 	"noNewPrivs\"?\n" +
 	"\rSeccompFilter\x12\x18\n" +
 	"\aprogram\x18\x01 \x01(\fR\aprogram\x12\x14\n" +
-	"\x05flags\x18\x02 \x01(\rR\x05flags\"\x83\x05\n" +
+	"\x05flags\x18\x02 \x01(\rR\x05flags\"\x9e\x05\n" +
 	"\x06Thread\x12\x10\n" +
 	"\x03tid\x18\x01 \x01(\x05R\x03tid\x12\x12\n" +
 	"\x04comm\x18\x02 \x01(\fR\x04comm\x12\x10\n" +
@@ -3221,7 +3260,8 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\x05sched\x18\x10 \x01(\v2\x10.stasis.v1.SchedR\x05sched\x12\x1c\n" +
 	"\tpdeathsig\x18\x11 \x01(\rR\tpdeathsig\x12$\n" +
 	"\x0etimer_slack_ns\x18\x12 \x01(\x04R\ftimerSlackNs\x12,\n" +
-	"\arestart\x18\x13 \x01(\v2\x12.stasis.v1.RestartR\arestart\"G\n" +
+	"\arestart\x18\x13 \x01(\v2\x12.stasis.v1.RestartR\arestart\x12\x19\n" +
+	"\bmce_kill\x18\x14 \x01(\rR\amceKill\"G\n" +
 	"\vSigAltStack\x12\x0e\n" +
 	"\x02sp\x18\x01 \x01(\x04R\x02sp\x12\x14\n" +
 	"\x05flags\x18\x02 \x01(\rR\x05flags\x12\x12\n" +
@@ -3325,7 +3365,7 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\x05codec\x18\x04 \x01(\x0e2\x16.stasis.v1.Chunk.CodecR\x05codec\x12\x10\n" +
 	"\x03crc\x18\x05 \x01(\rR\x03crc\"\x10\n" +
 	"\x05Codec\x12\a\n" +
-	"\x03RAW\x10\x00*\xa1\x02\n" +
+	"\x03RAW\x10\x00*\xb4\x02\n" +
 	"\aVMAFlag\x12\f\n" +
 	"\bVMA_NONE\x10\x00\x12\x11\n" +
 	"\rVMA_GROWSDOWN\x10\x01\x12\x0e\n" +
@@ -3343,7 +3383,8 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\rVMA_NORESERVE\x10\x80\x10\x12\x0f\n" +
 	"\n" +
 	"VMA_SEALED\x10\x80 \x12\x11\n" +
-	"\fVMA_MAYWRITE\x10\x80@B%Z#github.com/stasis-cr/stasis/cr/blobb\x06proto3"
+	"\fVMA_MAYWRITE\x10\x80@\x12\x11\n" +
+	"\vVMA_ACCOUNT\x10\x80\x80\x01B%Z#github.com/stasis-cr/stasis/cr/blobb\x06proto3"
 
 var (
 	file_checkpoint_proto_rawDescOnce sync.Once

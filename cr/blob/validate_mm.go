@@ -11,7 +11,7 @@ const (
 	maxVMAs      = 1 << 21
 	maxAuxv      = 4096
 	knownProt    = 7 // PROT_READ, PROT_WRITE, PROT_EXEC
-	knownVMA     = 2*uint64(VMAFlag_VMA_MAYWRITE) - 1
+	knownVMA     = 2*uint64(VMAFlag_VMA_ACCOUNT) - 1
 	vsyscallPage = 0xffffffffff600000
 )
 

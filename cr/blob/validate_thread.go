@@ -40,7 +40,7 @@ func (v *validator) thread(t *Thread) error {
 		return bad("general registers of %d bytes", len(t.Gpr))
 	case len(t.Xstate) < minXState || len(t.Xstate) > maxXState || len(t.Xstate)%8 != 0:
 		return bad("extended registers of %d bytes", len(t.Xstate))
-	case len(t.Debug) != 0 && len(t.Debug) != 6:
+	case len(t.Debug) != 0 && len(t.Debug) != 8:
 		return bad("%d debug registers", len(t.Debug))
 	case t.Pdeathsig > maxSignal:
 		return bad("death signal %d", t.Pdeathsig)

@@ -28,11 +28,12 @@ func Hole(size uint64, used ...[]Region) (remote.Addr, error) {
 	all := slices.Concat(used...)
 	slices.SortFunc(all, func(a, b Region) int { return cmp.Compare(a.Start, b.Start) })
 	at := uint64(holeLow)
+	size = min(size, holeHigh) // the sums below must not wrap
 	for _, r := range all {
 		if r.Start > at && r.Start-at >= size+2*PageSize {
 			break
 		}
-		at = max(at, r.End)
+		at = max(at, min(r.End, holeHigh))
 	}
 	if at+size+2*PageSize > holeHigh {
 		return 0, fmt.Errorf("no %d free bytes in the address space", size)
@@ -131,9 +132,20 @@ func MapCall(v *blob.VMA, fd remote.FD) remote.Call {
 	if v.Flags&uint64(blob.VMAFlag_VMA_NORESERVE) != 0 {
 		flags |= unix.MAP_NORESERVE
 	}
+	prot := uint64(v.Prot)
+	if accountedOnly(v) {
+		prot |= unix.PROT_WRITE
+	}
 	return remote.Call{NR: unix.SYS_MMAP, Args: [6]uint64{
-		v.Start, v.End - v.Start, uint64(v.Prot), flags, uint64(int64(fd)), v.Offset,
+		v.Start, v.End - v.Start, prot, flags, uint64(int64(fd)), v.Offset,
 	}}
+}
+
+// accountedOnly says that v can't be written now but was counted as memory that
+// can: it is mapped so and protected later, or it would merge with a neighbour
+// that never could, and the program would find its mappings changed.
+func accountedOnly(v *blob.VMA) bool {
+	return !v.Shared && v.Flags&uint64(blob.VMAFlag_VMA_ACCOUNT) != 0 && v.Prot&unix.PROT_WRITE == 0
 }
 
 // advices maps flags of a mapping to the advice that sets them (madvise(2)).
@@ -168,9 +180,12 @@ const (
 	mlockOnFault = 1   // MLOCK_ONFAULT
 )
 
-// SealCalls returns the calls that lock and seal v, after it is filled.
+// SealCalls returns the calls that protect, lock and seal v, after it is filled.
 func SealCalls(v *blob.VMA) []remote.Call {
 	var calls []remote.Call
+	if accountedOnly(v) {
+		calls = append(calls, remote.Call{NR: unix.SYS_MPROTECT, Args: [6]uint64{v.Start, v.End - v.Start, uint64(v.Prot)}})
+	}
 	if v.Flags&uint64(blob.VMAFlag_VMA_LOCKED) != 0 {
 		how := uint64(0)
 		if v.Flags&uint64(blob.VMAFlag_VMA_LOCKONFAULT) != 0 {

@@ -94,29 +94,32 @@ func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool) error {
 		return err
 	}
 	defer pagemap.Close()
-	src := &taskMemory{pid: pid}
+	src, gentle := &taskMemory{pid: pid}, &taskMemory{pid: pid, gentle: true}
 	for _, v := range mm.Vmas {
 		if v.Shared || (v.Kind != blob.VMA_ANON && v.Kind != blob.VMA_FILE) {
 			continue
 		}
-		b := &batcher{saver: s, job: job{src: src, keepZero: v.Kind == blob.VMA_FILE, list: &mm.Extents}}
-		add := b.add
+		own := &batcher{saver: s, job: job{src: src, keepZero: v.Kind == blob.VMA_FILE, list: &mm.Extents}}
+		common := &batcher{saver: s, job: own.job}
+		common.job.src = gentle
+		add := own.add
 		if sharing {
-			add = func(r span) error { return s.unshare(pagemap, r, b) }
+			add = func(r span) error { return s.unshare(pagemap, r, own, common) }
 		}
 		if err := scanVMA(pagemap, v, s.regions, add); err != nil {
 			return err
 		}
-		if err := b.flush(); err != nil {
+		if err := errors.Join(own.flush(), common.flush()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// unshare hands the pages of r that no other address space saves to b, and
-// notes a reference for the others.
-func (s *Saver) unshare(pagemap *os.File, r span, b *batcher) error {
+// unshare hands the pages of r that no other address space maps to own, those
+// that others map too to common, and notes a reference for the ones that have
+// been saved with another.
+func (s *Saver) unshare(pagemap *os.File, r span, own, common *batcher) error {
 	for r.start < r.end {
 		part := span{r.start, min(r.end, r.start+ChunkSize)}
 		frames, err := pageFrames(pagemap, part, s.frames)
@@ -127,17 +130,17 @@ func (s *Saver) unshare(pagemap *os.File, r span, b *batcher) error {
 			addr := part.start + uint64(i)*PageSize
 			pfn := e & pmPFN
 			if e&pmPresent == 0 || e&pmExclusive != 0 || pfn == 0 {
-				if err := b.add(span{addr, addr + PageSize}); err != nil {
+				if err := own.add(span{addr, addr + PageSize}); err != nil {
 					return err
 				}
 				continue
 			}
 			if owner, ok := s.shared[pfn]; ok {
-				s.refer(b.job.list, addr, owner)
+				s.refer(common.job.list, addr, owner)
 				continue
 			}
-			s.shared[pfn] = frameOwner{b.job.list, addr}
-			if err := b.add(span{addr, addr + PageSize}); err != nil {
+			s.shared[pfn] = frameOwner{common.job.list, addr}
+			if err := common.add(span{addr, addr + PageSize}); err != nil {
 				return err
 			}
 		}
@@ -349,8 +352,15 @@ func (s *Saver) resolve() {
 }
 
 // taskMemory reads the memory of a task from outside.
+//
+// process_vm_readv is the fast way, but it pins pages, and to pin one that is
+// shared copy-on-write the kernel copies it first (mm/gup.c, gup_must_unshare,
+// Linux 5.19): the container would grow, and its sharing be lost before it is
+// seen. gentle reads by /proc/PID/mem only, which does not pin.
 type taskMemory struct {
-	pid int
+	pid    int
+	gentle bool
+
 	mem sync.Once
 	f   *os.File
 	err error
@@ -368,8 +378,11 @@ func (t *taskMemory) read(b []byte, spans []span) error {
 			remote[i] = unix.RemoteIovec{Base: uintptr(r.start), Len: int(r.end - r.start)}
 			size += remote[i].Len
 		}
-		local := []unix.Iovec{{Base: &b[0], Len: uint64(size)}}
-		got, err := unix.ProcessVMReadv(t.pid, local, remote, 0)
+		got, err := 0, error(nil)
+		if !t.gentle {
+			local := []unix.Iovec{{Base: &b[0], Len: uint64(size)}}
+			got, err = unix.ProcessVMReadv(t.pid, local, remote, 0)
+		}
 		if err != nil || got != size {
 			if err := t.readEach(b[:size], spans[:n]); err != nil {
 				return err

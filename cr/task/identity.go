@@ -36,6 +36,13 @@ func threadAsks(t *blob.Thread) []ask {
 				return nil
 			},
 		},
+		{
+			what: "prctl PR_MCE_KILL_GET", nr: unix.SYS_PRCTL, args: [6]uint64{unix.PR_MCE_KILL_GET},
+			done: func(v uint64, _ []byte) error {
+				t.MceKill = uint32(v)
+				return nil
+			},
+		},
 		secureBitsAsk(t.Creds),
 	}
 }
@@ -50,6 +57,10 @@ func setThreadAsks(t *blob.Thread) []ask {
 			in: append(slices.Clone(t.Comm), 0), inArg: 1,
 		},
 		{what: "set_tid_address", nr: unix.SYS_SET_TID_ADDRESS, args: [6]uint64{t.ClearTid}, done: any},
+		{
+			what: "prctl PR_MCE_KILL", nr: unix.SYS_PRCTL,
+			args: [6]uint64{unix.PR_MCE_KILL, unix.PR_MCE_KILL_SET, uint64(t.MceKill)},
+		},
 		{what: "prctl PR_SET_TIMERSLACK", nr: unix.SYS_PRCTL, args: [6]uint64{unix.PR_SET_TIMERSLACK, t.TimerSlackNs}},
 	}
 	if t.RobustList != 0 {

@@ -1,6 +1,8 @@
 package task
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/procfs"
+	"github.com/stasis-cr/stasis/cr/remote"
 )
 
 // limitsOf reads a process's limits. The file is read, not prlimit(2): that
@@ -26,9 +29,10 @@ func limitsOf(pid int) ([]*blob.RLimit, error) {
 	return out, nil
 }
 
-// setLimits gives a process its limits, from outside. Those it has already are
-// not touched: raising a hard limit needs CAP_SYS_RESOURCE.
-func setLimits(pid int, want []*blob.RLimit) error {
+// setLimits gives a process its limits. The task sets them itself where the kernel
+// lets it: to set them for another user's process needs CAP_SYS_RESOURCE, even
+// only to lower them. What the task may not raise is raised from outside.
+func setLimits(ctx context.Context, pid int, c remote.Caller, want []*blob.RLimit) error {
 	have, err := limitsOf(pid)
 	if err != nil {
 		return err
@@ -41,12 +45,22 @@ func setLimits(pid int, want []*blob.RLimit) error {
 		if h := is[w.Resource]; h != nil && h.Soft == w.Soft && h.Hard == w.Hard {
 			continue
 		}
-		lim := unix.Rlimit{Cur: w.Soft, Max: w.Hard}
-		if err := unix.Prlimit(pid, int(w.Resource), &lim, nil); err != nil {
+		if err := setLimit(ctx, pid, c, w); err != nil {
 			return fmt.Errorf("limit %d to %d:%d: %w", w.Resource, w.Soft, w.Hard, err)
 		}
 	}
 	return nil
+}
+
+func setLimit(ctx context.Context, pid int, c remote.Caller, w *blob.RLimit) error {
+	err := run(ctx, c, []ask{{
+		what: "prlimit64", nr: unix.SYS_PRLIMIT64, args: [6]uint64{0, uint64(w.Resource)},
+		in: u64s(w.Soft, w.Hard), inArg: 2,
+	}})
+	if errors.Is(err, unix.EPERM) {
+		return unix.Prlimit(pid, int(w.Resource), &unix.Rlimit{Cur: w.Soft, Max: w.Hard}, nil)
+	}
+	return err
 }
 
 func readInt(path string) (int64, error) {

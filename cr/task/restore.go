@@ -50,7 +50,7 @@ func RestoreProcess(ctx context.Context, hostPID int, c remote.Caller, born *Bor
 	if err := setOOMScore(hostPID, p.OomScoreAdj); err != nil {
 		return err
 	}
-	return setLimits(hostPID, p.Rlimits)
+	return setLimits(ctx, hostPID, c, p.Rlimits)
 }
 
 // RestoreZombie gives a process that is about to end the credentials and the
@@ -93,17 +93,22 @@ func RestoreThread(ctx context.Context, t *tracer.Task, c remote.Caller, born *B
 	return rebuildRestart(ctx, t, c, th, insn)
 }
 
-// FinishThread queues the signals that waited for the thread, after dropping
-// those that building the tree has sent, and in the leader arms the timers. All
-// threads have their credentials by then: each change of them resets what the
-// leader says of dumpability here.
-func FinishThread(ctx context.Context, c remote.Caller, p *blob.Process, th *blob.Thread) error {
+// Drain drops the signals that building the tree has sent to a thread or its
+// process. All threads of a process are drained before signals are queued.
+func Drain(ctx context.Context, c remote.Caller) error {
 	for took := true; took; {
 		took = false
 		if err := run(ctx, c, []ask{drainAsk(&took)}); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// FinishThread queues the signals that waited for the thread and in the leader
+// arms the timers. All threads have their credentials by then: each change of
+// them resets what the leader says of dumpability here.
+func FinishThread(ctx context.Context, c remote.Caller, p *blob.Process, th *blob.Thread) error {
 	leader := th.Tid == p.Pid
 	asks := queueAsks(p, th, leader)
 	if leader {

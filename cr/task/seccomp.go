@@ -23,10 +23,15 @@ const (
 const bpfInsnSize = 8
 
 // Filters keeps every distinct seccomp filter once.
-type Filters struct{ list []*blob.SeccompFilter }
+type Filters struct {
+	list []*blob.SeccompFilter
+	same map[uint32]uint32 // a new container's filter by the one whose place it takes
+}
 
 // NewFilters starts from the filters of an image, or from none.
-func NewFilters(s *blob.Seccomp) *Filters { return &Filters{s.GetFilters()} }
+func NewFilters(s *blob.Seccomp) *Filters {
+	return &Filters{list: s.GetFilters(), same: map[uint32]uint32{}}
+}
 
 // Record returns the filters for the image.
 func (f *Filters) Record() *blob.Seccomp { return &blob.Seccomp{Filters: f.list} }
@@ -61,6 +66,20 @@ func (f *Filters) Of(t *tracer.Task) ([]uint32, error) {
 	}
 }
 
+// Replace says that the filters new, which the runtime made from the profile of
+// the new bundle, take the place of old, which it made from the same profile for
+// the old container. Bytes can't be compared: libseccomp, and runc's own preamble,
+// order the same rules differently from one run to the next.
+func (f *Filters) Replace(old, new []uint32) error {
+	if len(old) != len(new) {
+		return fmt.Errorf("the runtime made %d filters from the profile that it made %d of before: %w", len(new), len(old), errs.ErrHost)
+	}
+	for i := range old {
+		f.same[old[i]] = new[i]
+	}
+	return nil
+}
+
 // setSeccompAsks installs what want has beyond the filters have, which the task
 // was born with. Those must be the first ones of want: a restored task has
 // exactly the filters that it had, not more and not fewer.
@@ -74,7 +93,7 @@ func (f *Filters) setSeccompAsks(have []uint32, t *blob.Thread) ([]ask, error) {
 			len(have), len(want), errs.ErrHost)
 	}
 	for i := range have {
-		if have[i] != want[i] {
+		if now, ok := f.same[want[i]]; have[i] != want[i] && (!ok || now != have[i]) {
 			return nil, fmt.Errorf("seccomp filter %d of the new container is not the one the task had: restore with the same profile: %w",
 				i, errs.ErrHost)
 		}

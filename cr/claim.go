@@ -1,0 +1,184 @@
+package cr
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// claim marks a container as the half-made one of a restore, from before the OCI
+// runtime makes it until it is about to go on. It is a directory of its own for
+// each container, locked as long as the restore lives.
+//
+// A restore that is killed can't remove what the runtime made. The next one of
+// the same container finds the claim unlocked. What it finds under the id is the
+// half-made container if it was created after the claim was made and before the
+// runtime wrote its pid into the claim: an id stands for one container at a time.
+type claim struct {
+	dir  string
+	lock *os.File
+	keep bool // drop leaves it for the next restore to clean up by
+}
+
+// claimSlack covers the coarse clock of file times, in which the end of the
+// creation is told.
+const claimSlack = 100 * time.Millisecond
+
+// claimRoot is where claims live: gone after a reboot, like the containers.
+func claimRoot() string {
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && os.Geteuid() != 0 {
+		return filepath.Join(dir, "stasis")
+	}
+	return "/run/stasis"
+}
+
+func (c *claim) pidFile() string   { return filepath.Join(c.dir, "pid") }
+func (c *claim) begunFile() string { return filepath.Join(c.dir, "begun") }
+
+// claimContainer claims the container of a restore that has not made it yet, and
+// removes what a killed restore left of it.
+func claimContainer(ctx context.Context, o *RestoreOptions) (c *claim, err error) {
+	root := o.Root
+	if root == "" {
+		root = stateRoots("")[0]
+	}
+	sum := sha256.Sum256([]byte(root + "\x00" + o.ID))
+	c = &claim{dir: filepath.Join(claimRoot(), fmt.Sprintf("restore-%.100s-%x", filepath.Base(o.ID), sum[:8]))}
+	if err := c.acquire(o.ID); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.lock.Close())
+		}
+	}()
+	if err := c.clean(ctx, o); err != nil {
+		return nil, fmt.Errorf("remove what an earlier restore left of container %s: %w", o.ID, err)
+	}
+	begun, err := time.Now().MarshalText()
+	if err != nil {
+		return nil, fmt.Errorf("claim: %w", err)
+	}
+	return c, os.WriteFile(c.begunFile(), begun, 0o600)
+}
+
+// acquire makes the directory and locks it. One that its owner removes meanwhile
+// is made again.
+func (c *claim) acquire(id string) error {
+	for {
+		if err := os.MkdirAll(c.dir, 0o700); err != nil {
+			return fmt.Errorf("claim: %w", err)
+		}
+		f, err := os.Open(c.dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("claim: %w", err)
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return errors.Join(fmt.Errorf("container %s is being restored by another process", id), f.Close())
+		}
+		if err != nil {
+			return errors.Join(fmt.Errorf("lock %s: %w", c.dir, err), f.Close())
+		}
+		if sameFile(f, c.dir) {
+			c.lock = f
+			return nil
+		}
+		if err := f.Close(); err != nil {
+			return fmt.Errorf("claim: %w", err)
+		}
+	}
+}
+
+func sameFile(f *os.File, path string) bool {
+	a, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := os.Lstat(path)
+	return err == nil && os.SameFile(a, b)
+}
+
+// clean removes a half-made container, if the claim says that there is one, and
+// what is in the claim.
+func (c *claim) clean(ctx context.Context, o *RestoreOptions) error {
+	mine, err := c.covers(ctx, o)
+	if err != nil {
+		return err
+	}
+	if mine {
+		if err := deleteContainer(ctx, o); err != nil {
+			return err
+		}
+	}
+	names, err := c.lock.Readdirnames(-1)
+	for _, n := range names {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(c.dir, n)))
+	}
+	return err
+}
+
+// covers says whether the container with the id is the one that the claim was
+// made for. Where anything is missing to tell, it is not.
+func (c *claim) covers(ctx context.Context, o *RestoreOptions) (bool, error) {
+	text, err := os.ReadFile(c.begunFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var begun time.Time
+	if begun.UnmarshalText(text) != nil {
+		return false, nil
+	}
+	made, err := os.Stat(c.pidFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	out, err := runRuntime(ctx, o.Runtime, append(slices.Clone(o.RuntimeArgs), "state", o.ID), nil)
+	if err != nil {
+		return false, nil //nolint:nilerr // there is no such container
+	}
+	var st struct {
+		Created time.Time `json:"created"`
+	}
+	if err := json.Unmarshal(out, &st); err != nil {
+		return false, fmt.Errorf("state: %w", err)
+	}
+	return st.Created.After(begun) && st.Created.Before(made.ModTime().Add(claimSlack)), nil
+}
+
+// drop ends the claim. It may be called twice.
+func (c *claim) drop() error {
+	if c.lock == nil {
+		return nil
+	}
+	var err error
+	if !c.keep {
+		err = os.RemoveAll(c.dir)
+	}
+	err = errors.Join(err, c.lock.Close())
+	c.lock = nil
+	return err
+}
+
+func deleteContainer(ctx context.Context, o *RestoreOptions) error {
+	_, err := runRuntime(ctx, o.Runtime, append(slices.Clone(o.RuntimeArgs), "delete", "--force", o.ID), nil)
+	return err
+}
