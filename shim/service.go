@@ -80,10 +80,18 @@ func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 		}
 	}
 	resp, err := s.TTRPCTaskService.Create(ctx, r)
-	if err == nil && r.Checkpoint != "" {
-		s.remember(r, opts)
+	if r.Checkpoint == "" {
+		return resp, err
 	}
-	return resp, err
+	res := newRestored(r.Checkpoint, opts)
+	if err != nil {
+		res.dropTemp(ctx) // no Delete follows
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.restored[r.ID] = res
+	return resp, nil
 }
 
 // settle rewrites the request's options for the wrapped service: always runc's
@@ -104,15 +112,13 @@ func (s *service) settle(r *task.CreateTaskRequest) (*options.Options, error) {
 	return opts, err
 }
 
-func (s *service) remember(r *task.CreateTaskRequest, opts *options.Options) {
+func newRestored(image string, opts *options.Options) *restored {
 	res := &restored{}
 	// A directory that the caller named is the caller's, whatever its name.
-	if r.Checkpoint != opts.CriuImagePath && isTempName(r.Checkpoint, tempParents()) {
-		res.temp = r.Checkpoint
+	if image != opts.CriuImagePath && isTempName(image, tempParents()) {
+		res.temp = image
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.restored[r.ID] = res
+	return res
 }
 
 func (s *service) lookup(id string) *restored {

@@ -153,6 +153,17 @@ func TestDeleteDropsTempOfFailedRestore(t *testing.T) {
 	}
 }
 
+func TestCreateFailsDropsTemp(t *testing.T) {
+	s, f, _ := testService(t)
+	f.fail = errors.New("no")
+	t.Setenv("TMPDIR", t.TempDir())
+	image := imageDir(t, os.TempDir(), "ctrd-checkpoint42", "state.img")
+	r := &task.CreateTaskRequest{ID: "c", Bundle: bundle(t, nil), Checkpoint: image}
+	if _, err := s.Create(t.Context(), r); !errors.Is(err, f.fail) || exists(t, image) || s.lookup("c") != nil {
+		t.Errorf("image there %t, %v", exists(t, image), err)
+	}
+}
+
 func TestStatsOfRestored(t *testing.T) {
 	s, f, _ := testService(t)
 	if _, err := s.Stats(t.Context(), &task.StatsRequest{ID: "new"}); err != nil || f.stats != 1 {
