@@ -9,7 +9,7 @@ cd "$(dirname "$0")"
 
 # The Go that builds stasis where the machine has none that knows go.mod's
 # `go` line (before 1.21); a newer one fetches what it needs by itself.
-go_toolchain=v0.0.1-go1.26.0.linux-amd64
+go_toolchain=v0.0.1-go1.26.8.linux-amd64
 
 usage() {
 	sed -n '2,6s/^# \{0,1\}//p' "$0" >&2

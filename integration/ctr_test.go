@@ -53,11 +53,17 @@ func newWorld(t *testing.T, cfg harness.Config) *world {
 	t.Helper()
 	harness.NeedRoot(t)
 	harness.NeedTools(t, "containerd", "ctr", "runc", "busybox")
+	cfg.Bins = harness.Build(t)
 	dir, err := os.MkdirTemp("", "stasis-t-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.Bins, cfg.Dir = harness.Build(t), filepath.Join(dir, filepath.Base(dir)[7:])
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg.Dir = filepath.Join(dir, filepath.Base(dir)[7:])
 	if err := os.Mkdir(cfg.Dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
@@ -78,9 +84,6 @@ func (w *world) end() {
 	}
 	if err := w.Stop(context.Background()); err != nil {
 		w.t.Error("stop:", err)
-	}
-	if err := os.RemoveAll(w.dir); err != nil {
-		w.t.Error(err)
 	}
 }
 
@@ -134,10 +137,10 @@ func (w *world) run(runtime string, flags []string, args ...string) {
 	w.ctr(append(line, args...)...)
 }
 
-// exec runs a command in a container.
+// exec runs a command in a container that prints something.
 func (w *world) exec(id string, args ...string) string {
 	w.t.Helper()
-	out, err := w.Exec(w.t.Context(), id, args...)
+	out, err := w.Ask(w.t.Context(), id, args...)
 	if err != nil {
 		w.t.Fatal(err)
 	}

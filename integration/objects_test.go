@@ -44,7 +44,6 @@ func objects() []object {
 		{name: "limits", c: true},
 		{name: "taskflags", c: true},
 		{name: "threads", c: true},
-		{name: "deadleader", c: true},
 		{name: "crowd", c: true},
 		// processor
 		{name: "gpr", c: true},
@@ -55,6 +54,7 @@ func objects() []object {
 		{name: "restart", c: true},
 		{name: "restart-eintr", c: true},
 		{name: "restart-timeo", c: true},
+		{name: "restart-recv", c: true},
 		{name: "robust", c: true},
 		{name: "rseq", c: true},
 		// signals and timers

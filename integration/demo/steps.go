@@ -184,7 +184,7 @@ func (d *demo) watch(ctx context.Context) (string, error) {
 
 // count reads the counter's file, in which no number may be missing or doubled.
 func count(ctx context.Context, c *harness.Containerd) ([]int, error) {
-	out, err := c.Exec(ctx, id, "cat", "/count")
+	out, err := c.Ask(ctx, id, "cat", "/count")
 	if err != nil {
 		return nil, err
 	}

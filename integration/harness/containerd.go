@@ -198,18 +198,34 @@ func RunArgs() []string {
 
 // ExportArgs and ImportArgs are the beginnings of the commands that move a
 // checkpoint which ctr made. It is an index of things that are no manifests:
-// without these flags ctr looks for an image inside.
+// without these flags ctr looks for an image inside. Without --local the archive
+// goes through containerd's transfer service, whose stream ended early once in
+// a while on a busy machine (containerd 2.3.4).
 func ExportArgs() []string {
-	return []string{"images", "export", "--skip-manifest-json", "--all-platforms"}
+	return []string{"images", "export", "--local", "--skip-manifest-json", "--all-platforms"}
 }
 
 // ImportArgs is described at [ExportArgs].
-func ImportArgs() []string { return []string{"images", "import", "--no-unpack", "--all-platforms"} }
+func ImportArgs() []string {
+	return []string{"images", "import", "--local", "--no-unpack", "--all-platforms"}
+}
 
 // Exec runs a command in a container and returns what it printed.
 func (c *Containerd) Exec(ctx context.Context, id string, args ...string) (string, error) {
 	exec := fmt.Sprintf("e%d", time.Now().UnixNano())
 	return c.Ctr(ctx, append([]string{"tasks", "exec", "--exec-id", exec, id}, args...)...)
+}
+
+// Ask is Exec of a command that always prints something and may run twice: ctr
+// loses the output of a short one once in a while, when it is over before ctr
+// has opened its end of the FIFO.
+func (c *Containerd) Ask(ctx context.Context, id string, args ...string) (out string, err error) {
+	err = Poll(ctx, stopTime, "answer of "+args[0], func() (bool, error) {
+		var err error
+		out, err = c.Exec(ctx, id, args...)
+		return err == nil && out != "", err
+	})
+	return out, err
 }
 
 // Status returns a task's status as ctr prints it, or "" without a task.

@@ -34,6 +34,7 @@ func programs() []program {
 		{"eventfd", eventFD}, {"epoll", epoll}, {"timerfd", timerFD}, {"signalfd", signalFD}, {"memfd", memFD},
 		{"unixpair", unixPair}, {"unixlisten", unixListen}, {"tcplisten", tcpListen}, {"udp", udp},
 		{"hostname", hostname}, {"tmpfs", tmpfs}, {"goruntime", goRuntime},
+		{"refused", refused},
 	}
 }
 
@@ -43,6 +44,10 @@ func main() {
 	name := ""
 	if len(os.Args) > 1 {
 		name = os.Args[1]
+	}
+	if name == "wait" {
+		waitGo()
+		return
 	}
 	for _, p := range programs() {
 		if p.name == name {
@@ -58,7 +63,8 @@ func run(p program) int {
 	if err != nil {
 		return report(fmt.Errorf("set up %s: %w", p.name, err))
 	}
-	if err := put("ready", "ready\n"); err != nil {
+	// The test looks at our descriptors as soon as ready is there: not this one.
+	if err := first(put("getting-ready", "ready\n"), os.Rename(ctl+"getting-ready", ctl+"ready")); err != nil {
 		return report(err)
 	}
 	for {

@@ -24,7 +24,7 @@ func pipeCases() []pipeCase {
 		{what: "many bytes, not blocking", flags: unix.O_NONBLOCK | unix.O_CLOEXEC, fill: []int{40000}},
 		{what: "small", size: 4096, fill: []int{4096}},
 		{what: "large", size: 1 << 20, fill: []int{300000, 300000}},
-		{what: "packets", flags: unix.O_DIRECT, fill: []int{3, 50, 7}},
+		{what: "for packets, empty", flags: unix.O_DIRECT},
 		{what: "without a writer", fill: []int{11}, noSend: true},
 		{what: "without a reader", noRead: true},
 	}
@@ -163,6 +163,12 @@ func pipes() (func() error, error) {
 		}
 		return nil
 	}, nil
+}
+
+// packets wait in a pipe whose limits between them only a reader sees.
+func packets() (func() error, error) {
+	p, err := makePipe(pipeCase{what: "packets", flags: unix.O_DIRECT, fill: []int{3, 50, 7}})
+	return p.check, err
 }
 
 // fifos are pipes with a name: one with both ends, one opened for both at once.

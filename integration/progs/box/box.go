@@ -170,6 +170,9 @@ func (b *Box) Checkpoint(ctx context.Context, image string, flags ...string) err
 	return command(b.save(ctx, append(args, b.ID)...))
 }
 
+// Check asks the engine whether the container can be checkpointed.
+func (b *Box) Check(ctx context.Context) error { return command(b.save(ctx, "check", b.ID)) }
+
 // Restore starts the container from an image, in the same bundle.
 func (b *Box) Restore(ctx context.Context, image string, flags ...string) error {
 	args := append([]string{"restore", "--detach", "--image-path", image, "--work-path", image, "--bundle", b.dir,

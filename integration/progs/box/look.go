@@ -83,7 +83,9 @@ func (l *Look) file(dir, name string) {
 		return
 	}
 	for line := range strings.Lines(string(text)) {
-		l.add("%s %s", filepath.Join(dir, name), strings.TrimSpace(line))
+		if !strings.HasPrefix(line, "it_value:") && !strings.HasPrefix(line, "ticks:") { // a timerfd's clock runs
+			l.add("%s %s", filepath.Join(dir, name), strings.TrimSpace(line))
+		}
 	}
 }
 
@@ -112,7 +114,7 @@ func (l *Look) status(dir string, w What) {
 	keep := []string{"Name", "Umask", "Uid", "Gid", "Groups", "TracerPid", "SigBlk", "SigIgn", "SigCgt", "CapEff",
 		"CapPrm", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Cpus_allowed"}
 	if w.Signals {
-		keep = append(keep, "SigQ", "SigPnd", "ShdPnd")
+		keep = append(keep, "SigPnd", "ShdPnd")
 	}
 	for line := range bytes.Lines(text) {
 		name, _, _ := bytes.Cut(line, []byte(":"))

@@ -27,6 +27,19 @@ static bool wanted(const char *line)
 	return true;
 }
 
+// anonymise cuts inode and name from the line of a mapping whose file has no name
+// any more: a new file stands in for it.
+static void anonymise(char *line)
+{
+	if (!strstr(line, " (deleted)"))
+		return;
+	for (int fields = 0; *line; line++)
+		if (*line == ' ' && ++fields == 4) {
+			*line = 0;
+			return;
+		}
+}
+
 // look copies what should stay the same. The flag "sd", soft-dirty, is not the
 // program's: any write sets it.
 static void look(char *out)
@@ -38,6 +51,7 @@ static void look(char *out)
 	for (char *save, *line = strtok_r(raw, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
 		if (!wanted(line))
 			continue;
+		anonymise(line);
 		char *sd = strncmp(line, "VmFlags", 7) == 0 ? strstr(line, " sd") : NULL;
 		if (sd)
 			memmove(sd, sd + 3, strlen(sd + 3) + 1);

@@ -71,13 +71,13 @@ aborted:
 	return -1;
 }
 
-static volatile int rseq_go, rseq_inside, rseq_spin = 1;
+static volatile int rseq_inside, rseq_spin = 1;
 static volatile long rseq_count, rseq_aborts;
 
 // in_sequence stays inside a sequence over the checkpoint, which must abort it.
 static void *in_sequence(void *arg)
 {
-	rseq_inside = 1;
+	rseq_inside = syscall(SYS_gettid);
 	while (rseq_counted(&rseq_count, &rseq_spin) < 0)
 		rseq_aborts++;
 	return arg;
@@ -104,9 +104,13 @@ static void rseq(char **argv)
 			eq("cpu_id", *(volatile __u32 *)&area()->cpu_id, cpu);
 	}
 	long was = rseq_aborts;
-	for (int64_t end = now() + 20000000000; rseq_aborts == was;)
-		if (sched_yield(), now() > end)
-			fail("rseq: no abort in 20 s, want one at a preemption");
+	for (int64_t end = now() + 20000000000, cpu = 0; rseq_aborts == was; cpu = !cpu) {
+		CPU_ZERO(&one);
+		CPU_SET(cpu, &one);
+		sched_setaffinity(rseq_inside, sizeof one, &one); // the kernel aborts it when it moves
+		if (usleep(1000), now() > end)
+			fail("rseq: no abort in 20 s, want one at a move");
+	}
 	rseq_spin = 0;
 	pthread_join(t, NULL);
 	eq("counts", rseq_count, 1);

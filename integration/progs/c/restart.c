@@ -156,7 +156,7 @@ static long c_recv_timed(void)
 	char c;
 	struct timeval tv = { WAIT_NS / 1000000000, WAIT_NS % 1000000000 / 1000 };
 	must("timeout", setsockopt(o.pair[0], SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv));
-	return recv(o.pair[0], &c, 1, MSG_OOB & 0);
+	return recv(o.pair[0], &c, 1, 0);
 }
 
 static void *block(void *arg)
@@ -288,6 +288,15 @@ static void restart_timeo(char **argv)
 	(void)argv;
 	static struct blocked calls[] = {
 		{ .name = "sigtimedwait", .call = c_sigtimedwait, .want = -1, .want_errno = EAGAIN, .timed = true },
+		{ .name = NULL },
+	};
+	run_all(calls, wake_none);
+}
+
+static void restart_recv(char **argv)
+{
+	(void)argv;
+	static struct blocked calls[] = {
 		{ .name = "recv with SO_RCVTIMEO", .call = c_recv_timed, .want = -1, .want_errno = EAGAIN, .timed = true },
 		{ .name = NULL },
 	};
@@ -295,5 +304,6 @@ static void restart_timeo(char **argv)
 }
 
 const struct prog restart_progs[] = {
-	{ "restart", restart }, { "restart-eintr", restart_eintr }, { "restart-timeo", restart_timeo }, { NULL, NULL },
+	{ "restart", restart }, { "restart-eintr", restart_eintr }, { "restart-timeo", restart_timeo },
+	{ "restart-recv", restart_recv }, { NULL, NULL },
 };

@@ -161,6 +161,8 @@ static void stopper(int sig, bool threads)
 	long was = counter;
 	while (threads && *(volatile long *)&counter == was)
 		sched_yield();
+	while (access("/ctl/seen", F_OK) != 0)
+		usleep(1000); // until the parent has seen us go on
 	_exit(0);
 }
 
@@ -191,8 +193,10 @@ static void stopped(char **argv)
 		must("kill", kill(pid[i], SIGCONT));
 		eq("waitpid", waitpid(pid[i], &status, WCONTINUED), pid[i]);
 		eq("WIFCONTINUED", WIFCONTINUED(status), true);
-		reap(pid[i]);
 	}
+	close(must("open", open("/ctl/seen", O_WRONLY | O_CREAT, 0666)));
+	for (int i = 0; i < 4; i++)
+		reap(pid[i]);
 }
 
 static char before[4][8192], after[4][8192];
