@@ -149,7 +149,7 @@ func sampleSignal(n byte) *SigInfo {
 
 func sampleThread(tid int32) *Thread {
 	return &Thread{
-		Tid: tid, Comm: []byte("t"), Gpr: make([]byte, 216), Xstate: make([]byte, 576), Debug: make([]uint64, 6),
+		Tid: tid, Comm: []byte("t"), Gpr: make([]byte, 216), Xstate: make([]byte, 576), Debug: make([]uint64, 8),
 		Sigmask: 1 << 9,
 		Pending: []*SigInfo{sampleSignal(10)}, Altstack: &SigAltStack{Sp: 0x500000, Size: 8192}, ClearTid: 0x500010,
 		RobustList: 0x500020, RobustListLen: 24, Rseq: &RSeq{Address: 0x500040, Size: 32, Signature: 0x53053053},

@@ -263,7 +263,7 @@ func TestSpoiledThread(t *testing.T) {
 		{"xstate", second(func(t *Thread) { t.Xstate = t.Xstate[8:] }), "568"},
 		{"xstate odd", second(func(t *Thread) { t.Xstate = make([]byte, 577) }), "577"},
 		{"xstate too long", second(func(t *Thread) { t.Xstate = make([]byte, 16392) }), "16392"},
-		{"debug", second(func(t *Thread) { t.Debug = t.Debug[1:] }), "5 debug"},
+		{"debug", second(func(t *Thread) { t.Debug = t.Debug[1:] }), "7 debug"},
 		{"death signal", second(func(t *Thread) { t.Pdeathsig = 65 }), "death signal"},
 		{"rseq", second(func(t *Thread) { t.Rseq.Address = 1 << 63 }), "rseq"},
 		{"robust list", second(func(t *Thread) { t.RobustList = 1 << 63 }), "robust"},

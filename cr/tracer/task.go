@@ -151,6 +151,10 @@ func (t *Task) halted(ctx context.Context, bound time.Duration) (Stop, error) {
 		case Gone:
 			return st, t.wrap("halt", unix.ESRCH)
 		}
+		// Any trap clears a pending interrupt (ptrace_stop in kernel/signal.c).
+		if err := t.Interrupt(); err != nil {
+			return st, err
+		}
 		if err := t.Cont(sig); err != nil {
 			return st, err
 		}
