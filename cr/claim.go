@@ -21,17 +21,13 @@ import (
 //
 // A restore that is killed can't remove what the runtime made. The next one of
 // the same container finds the claim unlocked. What it finds under the id is the
-// half-made container if it was created after the claim was made and before the
-// runtime wrote its pid into the claim: an id stands for one container at a time.
+// half-made container if it was created after the claim was made, with the init
+// whose pid the runtime wrote into the claim.
 type claim struct {
 	dir  string
 	lock *os.File
 	keep bool // drop leaves it for the next restore to clean up by
 }
-
-// claimSlack covers the coarse clock of file times, in which the end of the
-// creation is told.
-const claimSlack = 100 * time.Millisecond
 
 // claimRoot is where claims live: gone after a reboot, like the containers.
 func claimRoot() string {
@@ -56,13 +52,19 @@ func claimContainer(ctx context.Context, o *RestoreOptions) (c *claim, err error
 	if err := c.acquire(o.ID); err != nil {
 		return nil, err
 	}
+	mine := c // what is returned is nil on an error
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, c.lock.Close())
+			err = errors.Join(err, mine.drop())
 		}
 	}()
 	if err := c.clean(ctx, o); err != nil {
+		c.keep = true
 		return nil, fmt.Errorf("remove what an earlier restore left of container %s: %w", o.ID, err)
+	}
+	// The runtime would say so too, but on the stderr that is the container's.
+	if init, _, err := madeAs(ctx, o); err == nil && init != 0 {
+		return nil, fmt.Errorf("container %s already exists: delete it first, or restore under another name", o.ID)
 	}
 	begun, err := time.Now().MarshalText()
 	if err != nil {
@@ -144,24 +146,46 @@ func (c *claim) covers(ctx context.Context, o *RestoreOptions) (bool, error) {
 	if begun.UnmarshalText(text) != nil {
 		return false, nil
 	}
-	made, err := os.Stat(c.pidFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+	pid, err := readPid(c.pidFile())
+	if err != nil {
+		return false, nil //nolint:nilerr // the runtime did not come so far
 	}
+	init, created, err := madeAs(ctx, o)
 	if err != nil {
 		return false, err
 	}
+	return init == pid && created.After(begun), nil
+}
+
+// madeAs says which init a container was made with, and when; 0 if there is no
+// such container. runc's record tells even when the init is dead.
+func madeAs(ctx context.Context, o *RestoreOptions) (init int, created time.Time, err error) {
+	for _, root := range stateRoots(o.Root) {
+		b, err := os.ReadFile(filepath.Join(root, o.ID, "state.json"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, created, err
+		}
+		var st runcState
+		if err := json.Unmarshal(b, &st); err != nil {
+			return 0, created, fmt.Errorf("state.json: %w", err)
+		}
+		return st.InitPID, st.Created, nil
+	}
 	out, err := runRuntime(ctx, o.Runtime, append(slices.Clone(o.RuntimeArgs), "state", o.ID), nil)
 	if err != nil {
-		return false, nil //nolint:nilerr // there is no such container
+		return 0, created, nil //nolint:nilerr // there is no such container
 	}
 	var st struct {
-		Created time.Time `json:"created"`
+		Pid     int
+		Created time.Time
 	}
 	if err := json.Unmarshal(out, &st); err != nil {
-		return false, fmt.Errorf("state: %w", err)
+		return 0, created, fmt.Errorf("state: %w", err)
 	}
-	return st.Created.After(begun) && st.Created.Before(made.ModTime().Add(claimSlack)), nil
+	return st.Pid, st.Created, nil
 }
 
 // drop ends the claim. It may be called twice.

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/manager"
@@ -36,6 +37,7 @@ type container struct {
 type runcState struct {
 	InitPID     int               `json:"init_process_pid"`
 	InitStart   uint64            `json:"init_process_start"`
+	Created     time.Time         `json:"created"`
 	CgroupPaths map[string]string `json:"cgroup_paths"`
 	Externals   []string          `json:"external_descriptors"`
 	Config      struct {

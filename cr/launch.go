@@ -68,7 +68,8 @@ func launch(ctx context.Context, o *RestoreOptions, u *undo.Stack) (b *blank, er
 		return nil, err
 	}
 	b = &blank{Task: t, claim: c, pid: pid}
-	u.Add(func(context.Context) error { return b.kill() })
+	init := b // what is returned is nil on an error
+	u.Add(func(context.Context) error { return init.kill() })
 	if err := fault.Point("seized-init"); err != nil {
 		return nil, err
 	}
@@ -81,7 +82,7 @@ func launch(ctx context.Context, o *RestoreOptions, u *undo.Stack) (b *blank, er
 	if err := <-started; err != nil {
 		return nil, err
 	}
-	u.Add(func(context.Context) error { return b.closeStdio() })
+	u.Add(func(context.Context) error { return init.closeStdio() })
 	if err := b.takeStdio(); err != nil {
 		return nil, err
 	}

@@ -129,7 +129,7 @@ func (r *trial) goesOn(was box.Look, state string, killed bool) {
 		r.Errorf("the container is %s, and was %s", is, state)
 	}
 	if is == "paused" {
-		r.as(was)
+		r.frozenAs(was)
 		r.must(r.runtime("resume", r.ID))
 	}
 	r.as(was)
@@ -163,7 +163,11 @@ func TestFaultEnd(t *testing.T) {
 		for _, point := range endPoints() {
 			for _, mode := range []string{"error", "kill"} {
 				t.Run(state+"/"+point+"/"+mode, func(t *testing.T) {
-					r := newTrial(t, e, progs, victims()[0])
+					// It goes on after its image is made, so it must be one whose
+					// files keep their names.
+					v := victims()[1]
+					v.nth = 0
+					r := newTrial(t, e, progs, v)
 					r.start()
 					r.end(state, point, mode)
 				})

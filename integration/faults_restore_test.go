@@ -4,14 +4,18 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/stasis-cr/stasis/cr/fault"
 	"github.com/stasis-cr/stasis/integration/harness"
@@ -98,6 +102,7 @@ func (r *trial) loadKill(point, image string) {
 	if o := r.load(point+"=kill", image); !o.killed {
 		r.Fatalf("exit %d, not killed: %s", o.status, o.stderr)
 	}
+	defer r.reapInside()()
 	if point != "created" { // there the runtime's own process waits
 		r.poll("death of all processes", func() (bool, error) { return len(r.processes()) == 0, nil })
 	}
@@ -122,9 +127,60 @@ func TestFaultRestoreDelete(t *testing.T) {
 	r, image := saved(t, e, buildFaults(t))
 	for _, p := range []string{"created", "launched", "restore-fill", "restore-leave"} {
 		r.load(p+"=kill", image)
+		stop := r.reapInside()
 		r.must(r.run("", r.Engine.Save, "delete", "--force", r.ID))
+		stop()
 		r.gone()
 	}
+}
+
+// reapInside waits, until the function that it returns is called, for children of
+// ours that are in a pid namespace of their own: the init of the container and
+// the engine's helper. Their parent was the engine that was killed, so they are
+// ours now, and the runtime waits until they are gone.
+func (r *trial) reapInside() (stop func()) {
+	r.Helper()
+	ctx, cancel := context.WithCancel(r.ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = box.Poll(ctx, func() (bool, error) { // it ends with ctx
+			for _, pid := range children() {
+				status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+				if err == nil && inside.Match(status) {
+					_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // it may not have ended yet
+				}
+			}
+			return false, nil
+		})
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
+
+// inside matches the status of a task with a number in a second pid namespace.
+var inside = regexp.MustCompile(`(?m)^NSpid:\t\d+\t\d+`)
+
+// children lists the children of all our threads.
+func children() (pids []int) {
+	tasks, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		return nil
+	}
+	for _, path := range tasks {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, f := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }
 
 // TestFaultRestoreOther checks that a restore does not remove a container that

@@ -324,7 +324,7 @@ func (r *trial) poll(what string, ask func() (bool, error)) {
 // look is what must not change. The state of the freezer is asked of the runtime.
 func (r *trial) look() box.Look {
 	r.Helper()
-	l, err := r.Look(box.What{Signals: r.v.still, Memory: r.v.still})
+	l, err := r.Look(box.What{Signals: r.v.still && !r.v.init, Memory: r.v.still})
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -359,6 +359,13 @@ func (r *trial) as(was box.Look) {
 	}
 }
 
+// frozenAs is as for a frozen container: there the kernel does not tell a task
+// that job control stopped from any other.
+func (r *trial) frozenAs(was box.Look) {
+	r.Helper()
+	r.as(slices.DeleteFunc(slices.Clone(was), func(line string) bool { return strings.Contains(line, "State:\tT") }))
+}
+
 func (r *trial) status() string {
 	r.Helper()
 	out, err := exec.CommandContext(r.ctx, r.Engine.Runtime, "--root", filepath.Join(r.dir, "state"), "state", r.ID).Output()
@@ -373,19 +380,7 @@ func (r *trial) status() string {
 // Nothing that another part of the test waits for runs now.
 func (r *trial) reap() {
 	r.Helper()
-	tasks, err := filepath.Glob("/proc/self/task/*/children")
-	if err != nil {
-		r.Fatal(err)
-	}
-	for _, path := range tasks {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			continue // the thread has ended
-		}
-		for f := range strings.FieldsSeq(string(text)) {
-			if pid, err := strconv.Atoi(f); err == nil {
-				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) //nolint:errcheck // it may run on
-			}
-		}
+	for _, pid := range children() {
+		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) //nolint:errcheck // it may run on
 	}
 }

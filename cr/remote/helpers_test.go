@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -153,10 +154,27 @@ func work() (uint64, float64) {
 	return h, f
 }
 
+// untilInputEnv makes a helper work until a line of input comes, not for a time.
+const untilInputEnv = "STASIS_REMOTE_UNTIL_INPUT"
+
+// goingOn tells a working helper whether it is to go on.
+func goingOn() func() bool {
+	if os.Getenv(untilInputEnv) == "" {
+		end := time.Now().Add(2 * sleepTime)
+		return func() bool { return time.Now().Before(end) }
+	}
+	var over atomic.Bool
+	go func() {
+		_, _ = bufio.NewReader(os.Stdin).ReadString('\n') // the end of input is an end as well
+		over.Store(true)
+	}()
+	return func() bool { return !over.Load() }
+}
+
 func busy() error {
 	h, f := work()
 	fmt.Println("ready")
-	for end := time.Now().Add(2 * sleepTime); time.Now().Before(end); {
+	for on := goingOn(); on(); {
 		if h2, f2 := work(); h2 != h || f2 != f {
 			return fmt.Errorf("%x %v became %x %v", h, f, h2, f2)
 		}
@@ -170,10 +188,10 @@ func routines() error {
 	fmt.Println("ready")
 	var wg sync.WaitGroup
 	errs := make(chan error, 8)
-	end := time.Now().Add(2 * sleepTime)
+	on := goingOn()
 	for range 8 {
 		wg.Go(func() {
-			for time.Now().Before(end) {
+			for on() {
 				if h2, f2 := work(); h2 != h || f2 != f {
 					errs <- fmt.Errorf("%x %v became %x %v", h, f, h2, f2)
 					return

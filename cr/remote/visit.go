@@ -194,16 +194,21 @@ func (v *Visitor) mapScratch(ctx context.Context) error {
 	r.Rdx = unix.PROT_READ | unix.PROT_WRITE
 	r.R10 = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
 	r.R8, r.R9 = ^uint64(0), 0
+	size := r.R15
 	r, err := v.runAt(ctx, r, v.stub.done)
 	if err != nil {
-		return err
+		// The call has been made or will be: Close needs to know what to unmap.
+		var again error
+		if r, again = v.runOn(context.WithoutCancel(ctx), v.stub.done); again != nil {
+			return errors.Join(err, again)
+		}
 	}
-	at, err := result(r.R14)
-	if err != nil {
-		return fmt.Errorf("map scratch memory: %w", err)
+	at, e := result(r.R14)
+	if e != nil {
+		return errors.Join(err, fmt.Errorf("map scratch memory: %w", e))
 	}
-	v.base, v.size = Addr(at), r.R15
-	return fault.Point("visit-mapped")
+	v.base, v.size = Addr(at), size
+	return errors.Join(err, fault.Point("visit-mapped"))
 }
 
 func (v *Visitor) runBatch(ctx context.Context, at Addr, n int) error {
@@ -245,13 +250,13 @@ func (v *Visitor) Close(ctx context.Context) (err error) {
 func (v *Visitor) unmap(ctx context.Context) error {
 	r := v.regsAt(v.stub.leave)
 	v.base, v.size = 0, 0
-	if err := fault.Point("visit-closing"); err != nil {
-		return err
+	err := fault.Point("visit-closing")
+	if _, e := v.runAt(ctx, r, v.stub.unmapped); e != nil {
+		// The memory must go in any case: the task is let run up to the place.
+		_, again := v.runOn(ctx, v.stub.unmapped)
+		return errors.Join(err, e, again)
 	}
-	if _, err := v.runAt(ctx, r, v.stub.unmapped); err != nil {
-		return err
-	}
-	return fault.Point("visit-unmapped")
+	return errors.Join(err, fault.Point("visit-unmapped"))
 }
 
 // leave goes from "unmapped" to "erased".

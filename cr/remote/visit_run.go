@@ -42,6 +42,25 @@ func (v *Visitor) runAt(ctx context.Context, r unix.PtraceRegs, end int) (unix.P
 	}
 }
 
+// runOn lets a task that was caught on its way go on to offset end of the slot.
+func (v *Visitor) runOn(ctx context.Context, end int) (r unix.PtraceRegs, err error) {
+	for {
+		if r, err = v.t.Regs(); err != nil || r.Rip == uint64(v.slot)+uint64(end) {
+			return r, err
+		}
+		if err := v.t.Cont(0); err != nil {
+			return r, err
+		}
+		st, err := v.t.Wait(ctx, v.opt.Bound)
+		if err != nil {
+			return r, err
+		}
+		if st.Kind == tracer.Gone {
+			return r, fmt.Errorf("task died in a visit: %w", errs.ErrGone)
+		}
+	}
+}
+
 // judge says what a stop means: that the task is done, or with which signal it
 // has to go on. SIGSTOP, which can't be blocked, is delivered: the stop of the
 // process begins, the visited thread goes on to run because ptrace lets it, and

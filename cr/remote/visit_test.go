@@ -226,7 +226,7 @@ func TestVisitKilledAnywhere(t *testing.T) {
 		for i := range 8 {
 			t.Run(fmt.Sprintf("%s/%d", name, i), func(t *testing.T) {
 				t.Parallel()
-				p := startReady(t, name)
+				p := startReady(t, name, untilInputEnv+"=1")
 				lock(t)
 				for range deaths {
 					killEngine(t, p.pid())
