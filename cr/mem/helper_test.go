@@ -1,7 +1,9 @@
 package mem
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -84,6 +86,15 @@ func help(dir string) error {
 		return err
 	}
 	_, err := io.Copy(io.Discard, os.Stdin)
+	return errors.Join(err, h.reap())
+}
+
+// reap ends the child and its trace: not every init waits for orphans.
+func (h *helper) reap() error {
+	if err := unix.Kill(h.Child, unix.SIGKILL); err != nil {
+		return err
+	}
+	_, err := unix.Wait4(h.Child, nil, 0, nil)
 	return err
 }
 
@@ -186,7 +197,8 @@ func startHelper(t *testing.T) *helper {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), self)
+	// Not the test's own context: that kills it before it can reap its child.
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), self)
 	cmd.Env = append(os.Environ(), helperEnv+"="+t.TempDir())
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -202,9 +214,6 @@ func startHelper(t *testing.T) *helper {
 	}
 	h := &helper{}
 	t.Cleanup(func() {
-		if h.Child != 0 {
-			_ = unix.Kill(h.Child, unix.SIGKILL) //nolint:errcheck // it may be gone
-		}
 		_ = in.Close() //nolint:errcheck // that ends it
 		_ = cmd.Wait() //nolint:errcheck // ended or killed
 	})
