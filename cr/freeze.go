@@ -23,7 +23,7 @@ const (
 	freezeBound = 10 * time.Second       // until all tasks are stopped
 	stopNap     = 2 * time.Millisecond   // for one task, before the others are tried
 	seizeBound  = 100 * time.Millisecond // a seize that takes longer waits for a frozen task
-	releaseWait = time.Second
+	releaseWait = time.Second            // for all tasks that do not rest yet
 )
 
 // births are those that the kernel attaches for us while tasks are stopped
@@ -387,11 +387,15 @@ func (f *frozen) release(ctx context.Context) error {
 			all = fmt.Errorf("pause again: %w", err)
 		}
 	}
+	end := time.Now().Add(releaseWait)
+	if f.was == cgroups.Frozen && !f.thawed {
+		end = time.Now() // no task comes to rest that is frozen: our own end lets it go
+	}
 	for _, t := range f.attached {
 		if t.gone {
 			continue
 		}
-		if err := f.detach(ctx, t); err != nil && !errors.Is(err, errs.ErrGone) {
+		if err := f.detach(ctx, t, end); err != nil && !errors.Is(err, errs.ErrGone) {
 			all = errors.Join(all, err)
 		}
 		t.gone = true
@@ -399,8 +403,9 @@ func (f *frozen) release(ctx context.Context) error {
 	return all
 }
 
-func (f *frozen) detach(ctx context.Context, t *thread) error {
-	for end := time.Now().Add(releaseWait); !t.stopped && !t.gone && time.Now().Before(end); {
+// detach lets a task go that comes to rest before end.
+func (f *frozen) detach(ctx context.Context, t *thread, end time.Time) error {
+	for !t.stopped && !t.gone && time.Now().Before(end) {
 		if err := f.stop(ctx, t, stopNap); err != nil {
 			return err
 		}
@@ -411,7 +416,8 @@ func (f *frozen) detach(ctx context.Context, t *thread) error {
 	return t.Detach(0)
 }
 
-// kill ends every task of the container and waits for init's end.
+// kill ends every task of the container and waits for init's end, and until the
+// cgroup is empty: a runtime that removes it too early gives up.
 func (f *frozen) kill() error {
 	if err := unix.Kill(f.c.initPID, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill init: %w", err)
@@ -420,8 +426,11 @@ func (f *frozen) kill() error {
 	for end := time.Now().Add(freezeBound); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		f.reap()
 		zombie, err := isZombie(f.c.initPID)
-		if zombie || vanished(err) {
-			return nil
+		if !zombie && !vanished(err) {
+			continue
+		}
+		if left, err := f.c.cgroup.GetAllPids(); err != nil || len(left) == 0 {
+			return nil //nolint:nilerr // the cgroup is gone already
 		}
 	}
 	return fmt.Errorf("init %d did not end within %v of SIGKILL: %w", f.c.initPID, freezeBound, errs.ErrTimeout)

@@ -252,7 +252,7 @@ func (r *restorer) state(ctx context.Context) error {
 		if err := task.RestoreProcess(ctx, m.hostPID, m.own, r.born, m.rec); err != nil {
 			return err
 		}
-		insn, err := remote.FindSyscall(m.hostPID)
+		insn, err := m.own.Insn()
 		if err != nil {
 			return err
 		}

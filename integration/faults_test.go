@@ -193,8 +193,22 @@ func newTrial(t *testing.T, e box.Engine, progs box.Programs, v victim) *trial {
 			t.Error(err)
 		}
 		r.reap()
+		r.forget()
 	})
 	return r
+}
+
+// forget removes the mark of a restore that was killed, which only a restore under
+// the same name would: no other has this one.
+func (r *trial) forget() {
+	r.Helper()
+	left, err := filepath.Glob("/run/stasis/restore-" + r.ID + "-*")
+	for _, dir := range left {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
+		r.Error(err)
+	}
 }
 
 func (r *trial) start() {
@@ -347,23 +361,30 @@ func (r *trial) baseline() (l box.Look) {
 
 func (r *trial) as(was box.Look) {
 	r.Helper()
+	r.alike(was, func(string) bool { return false })
+}
+
+// frozenAs is as for a frozen container: there not every freezer tells a task
+// that job control stopped from any other.
+func (r *trial) frozenAs(was box.Look) {
+	r.Helper()
+	r.alike(was, func(line string) bool { return strings.Contains(line, "State:\tT") })
+}
+
+// alike compares all lines of two looks but those to be passed over.
+func (r *trial) alike(was box.Look, pass func(line string) bool) {
+	r.Helper()
 	var diff []string
 	ctx, cancel := context.WithTimeout(r.ctx, 3*time.Second)
 	defer cancel()
+	was = slices.DeleteFunc(slices.Clone(was), pass)
 	err := box.Poll(ctx, func() (bool, error) { // it may be between two steps of its own
-		diff = box.Differ(was, r.look())
+		diff = box.Differ(was, slices.DeleteFunc(r.look(), pass))
 		return len(diff) == 0, nil
 	})
 	if err != nil {
 		r.Errorf("not as before:\n%s", strings.Join(diff, "\n"))
 	}
-}
-
-// frozenAs is as for a frozen container: there the kernel does not tell a task
-// that job control stopped from any other.
-func (r *trial) frozenAs(was box.Look) {
-	r.Helper()
-	r.as(slices.DeleteFunc(slices.Clone(was), func(line string) bool { return strings.Contains(line, "State:\tT") }))
 }
 
 func (r *trial) status() string {

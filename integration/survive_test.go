@@ -22,92 +22,166 @@ import (
 // rounds is how often in a row each program is checkpointed and restored.
 const rounds = 5
 
-// survivor is a real program that must lose nothing.
+// survivor is a real program that must lose nothing. It prints lines of a name
+// and a number, or of a number alone, and counts each name from one.
 type survivor struct {
-	name  string
-	args  []string
-	files func(context.Context) ([]harness.File, error)
-	tools []string
+	name   string
+	args   []string
+	counts []string // the names that it counts; nil: the one without a name
+	more   int      // numbers of each name that show that it goes on
+	files  func(context.Context) ([]harness.File, error)
+	tools  []string
 	// begin, if not nil, prepares it once it runs.
 	begin func(*life)
-	// look says what must be the same for ever; nil: that it prints one number
-	// after the other is all.
+	// look, if not nil, says what must be the same for ever.
 	look func(*life) string
 }
 
-// pipelineScript has background jobs and a pipeline whose end prints what its
-// beginning counts.
-const pipelineScript = `sleep 100000 & sleep 100001 & (while :; do sleep 0.05; done) &
-n=0; while :; do n=$((n+1)); echo $n; busybox usleep 5000; done | while read x; do echo $x; done`
-
-// treeProgram bears a hundred processes: sleepers in sessions and groups of
-// their own, grandchildren, zombies, orphans.
-const treeProgram = `
-import os, time
-def sleeper():
-    while True: time.sleep(1000)
-def child(f):
-    if os.fork() == 0:
-        f()
-        os._exit(3)
-def leader():
-    os.setsid()
-    child(sleeper)
-    sleeper()
-def group():
-    os.setpgid(0, 0)
-    child(sleeper)
-    sleeper()
-def orphaner():
-    child(sleeper)
-def daemon():
-    os.setsid()
-    child(sleeper)
-for i in range(40): child(sleeper)
-for i in range(10): child(leader)
-for i in range(10): child(group)
-for i in range(8): child(lambda: None)  # zombies
-for i in range(6): child(orphaner)      # an orphan and a zombie each
-for i in range(4): child(daemon)        # an orphan of a dead session's leader each
-n = 0
-while True:
-    n += 1
-    print(n, flush=True)
-    time.sleep(0.005)
+// pipelineScript has background jobs, of which one sleeps for ever, and a
+// pipeline whose end prints what its beginning counts.
+const pipelineScript = `
+count() { n=0; while :; do n=$((n+1)); echo $1 $n; busybox usleep 5000; done; }
+sleep 100000 &
+count a &
+count b &
+count pipe | busybox cat | while read -r name n; do echo $name $n; done
 `
 
-// threadsProgram passes numbers through eight threads and prints those that all
-// have seen.
+// treeProgram is a hundred processes: children in its own and in other sessions
+// and groups, grandchildren, orphans, zombies. Each that lives counts in its own
+// memory and in memory that all share, and looks whether the two agree; the
+// first prints how far all have come. It lets nobody go without having seen its
+// end, and reaps nobody.
+const treeProgram = `
+import mmap, os, signal, time
+slots = 0
+shared = memoryview(mmap.mmap(-1, 4096)).cast("Q")
+def bear(f):
+    pid = os.fork()
+    if pid == 0:
+        f()
+        os._exit(3)
+    return pid
+def zombie(f):
+    os.waitid(os.P_PID, bear(f), os.WEXITED | os.WNOWAIT)
+def counter():
+    global slots
+    slot, slots = slots, slots + 1
+    def run():
+        n = 0
+        while True:
+            if shared[slot] != n:
+                os.write(1, b"slot %d has %d, want %d\n" % (slot, shared[slot], n))
+            n += 1
+            shared[slot] = n
+            time.sleep(0.05)
+    return run
+def elder(prepare):
+    child, own = counter(), counter()
+    def run():
+        prepare()
+        bear(child)
+        own()
+    return run
+def orphaner(prepare):
+    child = counter()
+    def run():
+        prepare()
+        bear(child)
+    return run
+for i in range(32): bear(counter())
+for i in range(10): bear(elder(os.setsid))
+for i in range(10): bear(elder(os.setpgrp))
+for i in range(6): zombie(orphaner(lambda: None))
+for i in range(4): zombie(orphaner(os.setsid))
+for i in range(5): zombie(lambda: os._exit(i))
+for i in range(2): zombie(lambda: os.kill(os.getpid(), signal.SIGKILL))
+n = 0
+while True:
+    while n < min(shared[:slots]):
+        n += 1
+        os.write(1, b"%d\n" % n)
+    time.sleep(0.01)
+`
+
+// What treeProgram amounts to.
+const treeProcesses, treeZombies = 100, 17
+
+// threadsProgram has eight threads that move money to and fro under a lock,
+// eight that hand numbers on from queue to queue, and one timer after the other.
 const threadsProgram = `
-import queue, threading, time
-first = q = queue.Queue()
+import os, queue, random, threading, time
+def say(name, n): os.write(1, b"%s %d\n" % (name, n))
+def start(f, *args): threading.Thread(target=f, args=args, daemon=True).start()
+lock, accounts = threading.Lock(), [100] * 8
+def mover(name):
+    n = 0
+    while True:
+        with lock:
+            a, b = random.sample(range(8), 2)
+            accounts[a] -= 1
+            accounts[b] += 1
+            assert sum(accounts) == 800, accounts
+        n += 1
+        say(name, n)
+        time.sleep(0.01)
 def stage(a, b):
     while True: b.put(a.get() + 1)
+def timer(n):
+    say(b"timer", n)
+    threading.Timer(0.01, timer, [n + 1]).start()
+for i in range(8): start(mover, b"mover%d" % i)
+first = q = queue.Queue()
 for i in range(8):
     nxt = queue.Queue()
-    threading.Thread(target=stage, args=(q, nxt), daemon=True).start()
+    start(stage, q, nxt)
     q = nxt
+timer(1)
 n = 0
 while True:
     first.put(n)
     m = q.get()
-    assert m == n + 8
+    assert m == n + 8, (m, n)
     n += 1
-    print(n, flush=True)
-    time.sleep(0.005)
+    say(b"queue", n)
+    time.sleep(0.01)
+`
+
+func threadsCounts() []string {
+	names := []string{"timer", "queue"}
+	for i := range 8 {
+		names = append(names, fmt.Sprintf("mover%d", i))
+	}
+	return names
+}
+
+// redisScript is a redis without persistence and a client that is connected to
+// it all the time. What the client counts is apart from the keys.
+const redisScript = `
+/usr/bin/redis-server --port 0 --save '' --appendonly no --unixsocket /ctl/s --unixsocketperm 777 --dir /tmp \
+	>/tmp/log 2>&1 &
+until /usr/bin/redis-cli -s /ctl/s ping >/dev/null 2>&1; do busybox usleep 10000; done
+exec /usr/bin/redis-cli -s /ctl/s -n 1 -r -1 -i 0.01 incr n
 `
 
 func survivors() []survivor {
 	return []survivor{
-		{name: "shell", args: []string{"/bin/sh", "-c", pipelineScript}},
-		{name: "tree", args: []string{"/usr/bin/python3", "-c", treeProgram}, files: harness.Python, look: (*life).family},
-		{name: "python", args: []string{"/usr/bin/python3", "-c", threadsProgram}, files: harness.Python},
-		{name: "go", args: []string{"/bin/progs", "survive"}},
 		{
-			name: "redis", tools: []string{"redis-server"}, files: hostPrograms("redis-server"),
-			args: []string{"/usr/bin/redis-server", "--port", "0", "--save", "", "--appendonly", "no",
-				"--unixsocket", "/ctl/s", "--unixsocketperm", "777", "--dir", "/tmp"},
-			begin: (*life).fillRedis, look: (*life).redis,
+			name: "shell", args: []string{"/bin/sh", "-c", pipelineScript},
+			counts: []string{"a", "b", "pipe"}, more: 20,
+		},
+		{
+			name: "tree", args: []string{"/usr/bin/python3", "-c", treeProgram}, more: 5,
+			files: harness.Python, look: (*life).family,
+		},
+		{
+			name: "python", args: []string{"/usr/bin/python3", "-c", threadsProgram},
+			counts: threadsCounts(), more: 20, files: harness.Python,
+		},
+		{name: "go", args: []string{"/bin/progs", "survive"}, more: 20},
+		{
+			name: "redis", tools: []string{"redis-server", "redis-cli"}, files: hostPrograms("redis-server", "redis-cli"),
+			args: []string{"/bin/sh", "-c", redisScript}, more: 20, begin: (*life).fillRedis, look: (*life).redis,
 		},
 	}
 }
@@ -138,9 +212,8 @@ func TestSurvive(t *testing.T) {
 type life struct {
 	*testing.T
 	*box.Box
-	ctx  context.Context //nolint:containedctx // of one test, as testing.T has it
-	s    survivor
-	last int // number that it had printed when it was looked at last
+	ctx context.Context //nolint:containedctx // of one test, as testing.T has it
+	s   survivor
 }
 
 func surviveAs(t *testing.T, e box.Engine, progs box.Programs, s survivor, uid uint32) {
@@ -169,11 +242,15 @@ func surviveAs(t *testing.T, e box.Engine, progs box.Programs, s survivor, uid u
 	l.goesOn()
 	was := l.looks()
 	image := filepath.Join(t.TempDir(), "left")
-	l.must(b.Checkpoint(ctx, image, "--leave-running"))
+	if err := b.Checkpoint(ctx, image, "--leave-running"); err != nil {
+		t.Fatalf("%v\n%s", err, logErrors(image, "dump.log"))
+	}
 	l.unchanged("left running", was)
 	for round := range rounds {
 		image := filepath.Join(t.TempDir(), strconv.Itoa(round))
-		l.must(b.Checkpoint(ctx, image))
+		if err := b.Checkpoint(ctx, image); err != nil {
+			t.Fatalf("round %d: %v\n%s", round, err, logErrors(image, "dump.log"))
+		}
 		_, err := b.Wait(ctx)
 		l.must(err)
 		if err := b.Restore(ctx, image); err != nil {
@@ -207,12 +284,13 @@ func (l *life) install() {
 	}
 }
 
+// unchanged looks before it waits: what a look did is over when it returns.
 func (l *life) unchanged(when, was string) {
 	l.Helper()
-	l.goesOn()
 	if is := l.looks(); is != was {
 		l.Fatalf("%s: it is\n%s\nand was\n%s", when, is, was)
 	}
+	l.goesOn()
 }
 
 func (l *life) looks() string {
@@ -222,73 +300,104 @@ func (l *life) looks() string {
 	return l.s.look(l)
 }
 
-// goesOn waits until the program has printed some more numbers, and checks that
-// all numbers so far follow each other: nothing was lost, nothing came twice.
+// goesOn waits until the program has printed some more numbers than it has by
+// now: those that wait to be read from before a checkpoint prove nothing.
 func (l *life) goesOn() {
 	l.Helper()
-	if l.s.begin != nil { // it prints no numbers: look asks it
-		return
+	names := l.s.counts
+	if names == nil {
+		names = []string{""}
 	}
-	want := l.last + 20
-	err := box.Poll(l.ctx, func() (bool, error) {
-		n := 0
-		lines := strings.Split(l.Output(), "\n")
-		for _, line := range lines[:len(lines)-1] {
-			n++
-			if line != strconv.Itoa(n) {
-				return false, fmt.Errorf("it printed %q after %d", line, n-1)
-			}
+	ctx, cancel := context.WithTimeout(l.ctx, soon)
+	defer cancel()
+	was, err := l.counted()
+	l.must(err)
+	is := was
+	err = box.Poll(ctx, func() (bool, error) {
+		if is, err = l.counted(); err != nil {
+			return false, err
 		}
-		l.last = n
-		return n >= want, nil
+		return !slices.ContainsFunc(names, func(n string) bool { return is[n] < was[n]+l.s.more }), nil
 	})
 	if err != nil {
-		l.Fatalf("after %d: %v", l.last, err)
+		l.Fatalf("%v: it had counted %v, and now %v; it says %q", err, was, is, l.tail())
 	}
 }
 
-// family describes the processes of the container: whose children they are, by
-// their numbers in the container, and whether they are zombies. The order among
-// siblings is not part of it: a restore may bear an orphan before its elders.
+// counted returns the last number of each name, after checking that none is
+// missing, none came twice, and nothing else was printed. The last line may
+// still grow.
+func (l *life) counted() (map[string]int, error) {
+	last := map[string]int{}
+	lines := strings.Split(l.Output(), "\n")
+	for i, line := range lines[:len(lines)-1] {
+		name, number, named := strings.Cut(line, " ")
+		if !named {
+			name, number = "", line
+		}
+		last[name]++
+		if number != strconv.Itoa(last[name]) {
+			return last, fmt.Errorf("line %d is %q, and should be number %d", i+1, line, last[name])
+		}
+	}
+	return last, nil
+}
+
+// tail is what the program said last.
+func (l *life) tail() string {
+	out := l.Output()
+	return out[max(0, len(out)-500):]
+}
+
+// family describes the processes of the container: by their numbers in it, whose
+// children they are, whose they run as, and the zombies' exit codes. The order
+// among siblings is not part of it: a restore may bear an orphan before its
+// elders.
 func (l *life) family() string {
 	l.Helper()
 	var all []string
-	var visit func(pid, parent int)
-	visit = func(pid, parent int) {
-		var out strings.Builder
-		self := 0
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil {
-			l.Fatal(err)
-		}
-		for line := range strings.Lines(string(status)) {
-			name, value, _ := strings.Cut(line, ":")
-			fields := strings.Fields(value)
-			switch name {
-			case "NSpid", "NSpgid", "NSsid":
-				if name == "NSpid" {
-					self, err = strconv.Atoi(fields[len(fields)-1])
-					l.must(err)
-				}
-				fmt.Fprintf(&out, "%s %s ", name, fields[len(fields)-1])
-			case "State":
-				fmt.Fprintf(&out, "%v ", fields[0] == "Z")
-			}
-		}
+	var visit func(pid int, parent string)
+	visit = func(pid int, parent string) {
+		m := l.member(pid)
+		all = append(all, fmt.Sprintf("%s, child of %s", m, parent))
 		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-		if err != nil {
-			l.Fatal(err)
-		}
-		all = append(all, fmt.Sprintf("%schild of %d", out.String(), parent))
-		for _, c := range strings.Fields(string(children)) {
-			n, err := strconv.Atoi(c)
+		l.must(err)
+		self, _, _ := strings.Cut(m, " ")
+		for child := range strings.FieldsSeq(string(children)) {
+			n, err := strconv.Atoi(child)
 			l.must(err)
 			visit(n, self)
 		}
 	}
-	visit(l.PID, 0)
+	visit(l.PID, "nobody")
 	slices.Sort(all)
-	return strings.Join(all, "\n")
+	text := strings.Join(all, "\n")
+	if n := strings.Count(text, "zombie"); len(all) != treeProcesses || n != treeZombies {
+		l.Errorf("%d processes with %d zombies, want %d with %d:\n%s", len(all), n, treeProcesses, treeZombies, text)
+	}
+	return text
+}
+
+// member describes one process, beginning with its number in the container.
+func (l *life) member(pid int) string {
+	l.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	l.must(err)
+	facts := map[string][]string{}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		facts[name] = strings.Fields(value)
+	}
+	inner := func(name string) string { return facts[name][len(facts[name])-1] }
+	m := fmt.Sprintf("%s %s of group %s, session %s, user %s", inner("NSpid"), facts["Name"], inner("NSpgid"),
+		inner("NSsid"), facts["Uid"])
+	if facts["State"][0] != "Z" {
+		return m
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	l.must(err)
+	fields := strings.Fields(string(stat)) // the last is exit_code (fs/proc/array.c)
+	return m + ", zombie of " + fields[len(fields)-1]
 }
 
 // keys is how many keys the redis holds.
@@ -302,7 +411,11 @@ func (l *life) fillRedis() {
 // redis asks for the number of keys and a digest of all of them.
 func (l *life) redis() string {
 	l.Helper()
-	return l.ask("DBSIZE") + l.ask("EVAL", fmt.Sprintf(
+	size := l.ask("DBSIZE")
+	if size != fmt.Sprintf(":%d\r\n", keys) {
+		l.Errorf("DBSIZE: %q, want %d keys", size, keys)
+	}
+	return size + l.ask("EVAL", fmt.Sprintf(
 		"local d='' for i=1,%d do d=redis.sha1hex(d..redis.call('get','key:'..i)) end return d", keys), "0")
 }
 

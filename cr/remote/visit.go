@@ -67,6 +67,8 @@ type Visitor struct {
 	held  []byte // siginfo_t of a guarded signal from elsewhere, to be delivered
 
 	options int  // of ptrace, before us
+	arrived bool // a task that was caught had rung the bell
+	owed    int  // the signal that it is to go on with otherwise
 	entered bool // the registers are not the task's own
 	masked  bool
 }

@@ -14,69 +14,86 @@ import (
 )
 
 // runAt lets the task run with registers r until it rings the bell at offset
-// end of the slot, and returns its registers then.
+// end of the slot, and returns its registers then. When it fails, the task is
+// stopped somewhere on its way, from where runOn goes on.
 func (v *Visitor) runAt(ctx context.Context, r unix.PtraceRegs, end int) (unix.PtraceRegs, error) {
+	v.arrived, v.owed = false, 0
 	if err := v.t.SetRegs(&r); err != nil {
 		return r, err
 	}
-	sig := 0
-	for {
-		if err := v.t.Cont(sig); err != nil {
-			return r, err
-		}
-		if err := fault.Point("visit-running"); err != nil {
-			return r, errors.Join(err, v.catch(ctx))
-		}
-		st, err := v.t.Wait(ctx, v.opt.Bound)
-		if err != nil {
-			return r, errors.Join(err, v.catch(ctx))
-		}
-		if r, err = v.t.Regs(); err != nil {
-			return r, err
-		}
-		over, next, err := v.judge(st, r.Rip == uint64(v.slot)+uint64(end))
-		if over || err != nil {
-			return r, err
-		}
-		sig = next
+	if err := v.t.Cont(0); err != nil {
+		return r, err
 	}
+	if err := fault.Point("visit-running"); err != nil {
+		return r, errors.Join(err, v.catch(ctx, end))
+	}
+	return v.follow(ctx, end)
 }
 
 // runOn lets a task that was caught on its way go on to offset end of the slot.
-func (v *Visitor) runOn(ctx context.Context, end int) (r unix.PtraceRegs, err error) {
+func (v *Visitor) runOn(ctx context.Context, end int) (unix.PtraceRegs, error) {
+	if v.arrived {
+		v.arrived = false
+		return v.t.Regs()
+	}
+	sig := v.owed
+	v.owed = 0
+	if err := v.t.Cont(sig); err != nil {
+		return unix.PtraceRegs{}, err
+	}
+	return v.follow(ctx, end)
+}
+
+// follow waits until a running task rings the bell at offset end.
+func (v *Visitor) follow(ctx context.Context, end int) (r unix.PtraceRegs, err error) {
 	for {
-		if r, err = v.t.Regs(); err != nil || r.Rip == uint64(v.slot)+uint64(end) {
-			return r, err
-		}
-		if err := v.t.Cont(0); err != nil {
-			return r, err
-		}
 		st, err := v.t.Wait(ctx, v.opt.Bound)
 		if err != nil {
+			return r, errors.Join(err, v.catch(ctx, end))
+		}
+		r, over, sig, err := v.judge(st, end)
+		if over || err != nil {
 			return r, err
 		}
-		if st.Kind == tracer.Gone {
-			return r, fmt.Errorf("task died in a visit: %w", errs.ErrGone)
+		if err := v.t.Cont(sig); err != nil {
+			return r, err
 		}
 	}
+}
+
+// catch stops a task that didn't answer, so that it can be led on or back. The
+// stop may be any that was due: it is judged as on the way.
+func (v *Visitor) catch(ctx context.Context, end int) error {
+	if err := v.t.Interrupt(); err != nil {
+		return err
+	}
+	st, err := v.t.Wait(context.WithoutCancel(ctx), v.opt.Bound)
+	if err != nil {
+		return err
+	}
+	_, v.arrived, v.owed, err = v.judge(st, end)
+	return err
 }
 
 // judge says what a stop means: that the task is done, or with which signal it
 // has to go on. SIGSTOP, which can't be blocked, is delivered: the stop of the
 // process begins, the visited thread goes on to run because ptrace lets it, and
 // the kernel makes it join the stop when it is detached.
-func (v *Visitor) judge(st tracer.Stop, atEnd bool) (over bool, sig int, err error) {
-	switch {
-	case st.Kind == tracer.Gone:
-		return false, 0, fmt.Errorf("task died in a visit: %w", errs.ErrGone)
-	case st.Kind != tracer.Signal:
-		return false, 0, nil
-	case st.Signal == v.bell.sig:
-		return atEnd, 0, v.hold(atEnd)
-	case st.Signal == unix.SIGSTOP:
-		return false, int(st.Signal), nil
+func (v *Visitor) judge(st tracer.Stop, end int) (r unix.PtraceRegs, over bool, sig int, err error) {
+	if st.Kind == tracer.Gone {
+		return r, false, 0, fmt.Errorf("task died in a visit: %w", errs.ErrGone)
 	}
-	return false, 0, fmt.Errorf("signal %v in a visit, where it is blocked: it comes from a fault", st.Signal)
+	if r, err = v.t.Regs(); err != nil || st.Kind != tracer.Signal {
+		return r, false, 0, err
+	}
+	switch st.Signal {
+	case v.bell.sig:
+		over = r.Rip == uint64(v.slot)+uint64(end)
+		return r, over, 0, v.hold(over)
+	case unix.SIGSTOP:
+		return r, false, int(st.Signal), nil
+	}
+	return r, false, 0, fmt.Errorf("signal %v in a visit, where it is blocked: it comes from a fault", st.Signal)
 }
 
 // siTkill is SI_TKILL: sent to one thread by tgkill, as the bell is.
@@ -99,16 +116,6 @@ func (v *Visitor) hold(atEnd bool) error {
 		v.held = info
 	}
 	return nil
-}
-
-// catch stops a task that didn't answer, so that Close finds it in a stop.
-func (v *Visitor) catch(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx)
-	if err := v.t.Interrupt(); err != nil {
-		return err
-	}
-	_, err := v.t.Wait(ctx, v.opt.Bound)
-	return err
 }
 
 // write puts b into the slot. /proc/PID/mem writes through the protection and

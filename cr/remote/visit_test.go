@@ -271,6 +271,33 @@ func TestVisitKilledKeepsMappings(t *testing.T) {
 	}
 }
 
+// TestVisitFailedKeepsMappings makes each step of a visit fail.
+func TestVisitFailedKeepsMappings(t *testing.T) {
+	needRoot(t)
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill() // ours
+		_ = cmd.Wait()
+	}()
+	pid := cmd.Process.Pid
+	until(t, "asleep", func() bool { return state(t, pid) == "S" })
+	before := maps(t, pid)
+	for _, point := range visitPoints() {
+		engine := startReady(t, "visit", fmt.Sprintf("%s=%d", pidEnv, pid), fault.Env+"="+point+"=error")
+		if s := engine.line(); !strings.Contains(s, fmt.Sprintf("fault injected at %q", point)) {
+			t.Errorf("engine: %s", s)
+		}
+		_ = engine.cmd.Wait() // it failed
+		if after := maps(t, pid); after != before {
+			t.Fatalf("%s: mappings became\n%s, they were\n%s", point, after, before)
+		}
+	}
+	until(t, "asleep again", func() bool { return state(t, pid) == "S" })
+}
+
 // TestVisitQueuedSignals sends signals while their receiver is visited.
 func TestVisitQueuedSignals(t *testing.T) {
 	needRoot(t)

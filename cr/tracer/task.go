@@ -134,9 +134,7 @@ func (t *Task) Deliver(ctx context.Context, sig int, bound time.Duration) (Stop,
 	return t.halted(ctx, bound)
 }
 
-// halted waits for the stop that Interrupt asked for. Any other stop that comes
-// first takes the request back (ptrace_stop in kernel/signal.c), so it is made
-// again before the task goes on.
+// halted waits for the stop that Interrupt asked for.
 func (t *Task) halted(ctx context.Context, bound time.Duration) (Stop, error) {
 	for {
 		st, err := t.Wait(ctx, bound)
@@ -154,9 +152,6 @@ func (t *Task) halted(ctx context.Context, bound time.Duration) (Stop, error) {
 			return st, t.wrap("halt", unix.ESRCH)
 		}
 		// Any trap clears a pending interrupt (ptrace_stop in kernel/signal.c).
-		if err := t.Interrupt(); err != nil {
-			return st, err
-		}
 		if err := t.Interrupt(); err != nil {
 			return st, err
 		}
