@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -62,7 +63,7 @@ func capture(ctx context.Context, f *frozen, o *CheckpointOptions, image *dir.Wr
 		return nil, err
 	}
 	for _, n := range c.objects.Notes() {
-		logger(o.Log).Warn("not saved", "what", n)
+		logger(o.Log).Warn("not saved", slog.String("what", n))
 	}
 	return c.img, nil
 }

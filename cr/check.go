@@ -165,7 +165,7 @@ func flatten(err error) []error {
 	if err == nil {
 		return nil
 	}
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // only the outermost join is taken apart
+	joined, ok := err.(interface{ Unwrap() []error }) // only the outermost join is taken apart
 	if !ok {
 		return []error{err}
 	}

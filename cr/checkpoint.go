@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime"
 	"time"
@@ -35,7 +36,7 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	if refusals, err := survey(ctx, c, &o); err != nil || len(refusals) > 0 {
 		return stats, errors.Join(append([]error{err}, refusals...)...)
 	}
-	log.Info("surveyed", "id", c.id, "took", time.Since(begin))
+	log.Info("surveyed", slog.String("id", c.id), slog.Duration("took", time.Since(begin)))
 	if err := fault.Point("surveyed"); err != nil {
 		return stats, err
 	}
@@ -58,7 +59,7 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 		return stats, err
 	}
 	u.Add(f.release)
-	log.Info("frozen", "tasks", len(f.processes), "took", time.Since(f.since))
+	log.Info("frozen", slog.Int("tasks", len(f.processes)), slog.Duration("took", time.Since(f.since)))
 
 	stop := o.watch(ctx, "memory", func() (int64, int64) { return store.Size(), 0 })
 	img, err := capture(ctx, f, &o, image, store)
@@ -99,8 +100,9 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	stats.count(img)
 	stats.ImageBytes, err = treeSize(o.ImageDir)
 	stats.Total = time.Since(begin)
-	log.Info("checkpointed", "frozen", stats.Frozen, "total", stats.Total, "tasks", stats.Tasks, "threads", stats.Threads,
-		"image_bytes", stats.ImageBytes, "pages_bytes", stats.PagesBytes)
+	log.Info("checkpointed", slog.Duration("frozen", stats.Frozen), slog.Duration("total", stats.Total),
+		slog.Int("tasks", stats.Tasks), slog.Int("threads", stats.Threads),
+		slog.Int64("image_bytes", stats.ImageBytes), slog.Int64("pages_bytes", stats.PagesBytes))
 	return stats, err
 }
 

@@ -25,7 +25,7 @@ func (c *capturer) captureConsole(init *process) (*blob.Console, error) {
 	if tty == nil || err != nil {
 		return nil, err
 	}
-	defer tty.Close()
+	defer tty.Close() //nolint:errcheck // it is the container's; nothing was written
 	con := &blob.Console{}
 	if con.Termios, err = sys.GetTermios(tty); err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func takeTerminal(pid int) (*os.File, error) {
 		if isTerminal(f) {
 			return f, nil
 		}
-		f.Close()
+		f.Close() //nolint:errcheck // only looked at
 	}
 	return nil, nil
 }

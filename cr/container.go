@@ -115,7 +115,7 @@ func (c *container) fromRunc(root string) (map[string]string, error) {
 		return nil, fmt.Errorf("container %s: state.json: %w", c.id, err)
 	}
 	stat, err := procfs.ReadStat(st.InitPID)
-	if err != nil || uint64(stat.StartTime) != st.InitStart || stat.State == 'Z' {
+	if err != nil || stat.StartTime != st.InitStart || stat.State == 'Z' {
 		return nil, fmt.Errorf("container %s is not running", c.id)
 	}
 	c.initPID, c.externals = st.InitPID, st.Externals
@@ -127,7 +127,7 @@ func (c *container) fromRunc(root string) (map[string]string, error) {
 	return st.CgroupPaths, nil
 }
 
-func (c *container) fromRuntime(ctx context.Context) (map[string]string, error) {
+func (c *container) fromRuntime(ctx context.Context) (map[string]string, error) { //nolint:unparam // as fromRunc's
 	out, err := c.run(ctx, "state", c.id)
 	if err != nil {
 		return nil, err

@@ -59,7 +59,6 @@ type thread struct {
 	stopped bool
 	gone    bool
 	signal  unix.Signal // of a group stop
-	event   bool        // stopped in an event that must be passed first
 }
 
 // freeze stops every thread of the container.
@@ -124,7 +123,7 @@ func (f *frozen) seizeAll() (found int, err error) {
 	if f.was == cgroups.Frozen && !f.thawed {
 		early := time.AfterFunc(seizeBound, func() {
 			if err := f.c.cgroup.Freeze(cgroups.Thawed); err != nil {
-				f.log.Warn("thaw for a blocked seize", "err", err)
+				f.log.Warn("thaw for a blocked seize", slog.Any("err", err))
 			}
 		})
 		defer early.Stop()

@@ -31,7 +31,7 @@ func checkHost(img *blob.Image, log *slog.Logger) error {
 	}
 	if now.MonotonicNs < was.MonotonicNs {
 		log.Warn("this host's monotonic clock is behind the image's: programs that wait for a point of it wait longer",
-			"image_ns", was.MonotonicNs, "host_ns", now.MonotonicNs)
+			slog.Uint64("image_ns", was.MonotonicNs), slog.Uint64("host_ns", now.MonotonicNs))
 	}
 	return nil
 }

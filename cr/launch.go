@@ -172,7 +172,7 @@ func (b *blank) awaitExec(ctx context.Context) error {
 		case stop.Kind == tracer.Signal:
 			err = b.Cont(int(stop.Signal))
 		default:
-			err = b.passOn(stop)
+			err = b.passOn(stop) //nolint:contextcheck // bounded: half a fork can't be left
 		}
 		if err != nil {
 			return err

@@ -47,7 +47,7 @@ func (r *restorer) mapMember(ctx context.Context, m *member) error {
 	if err != nil {
 		return err
 	}
-	var clear []remote.Call
+	var unmap []remote.Call
 	var vdso mem.Vdso
 	for i := range maps {
 		v := &maps[i]
@@ -57,14 +57,14 @@ func (r *restorer) mapMember(ctx context.Context, m *member) error {
 		case kind == blob.VMA_VDSO || kind == blob.VMA_VVAR:
 			vdso = append(vdso, mem.Region{Start: v.Start, End: v.End})
 		default:
-			clear = append(clear, remote.Call{NR: unix.SYS_MUNMAP, Args: [6]uint64{v.Start, v.End - v.Start}})
+			unmap = append(unmap, remote.Call{NR: unix.SYS_MUNMAP, Args: [6]uint64{v.Start, v.End - v.Start}})
 		}
 	}
 	moves, err := vdso.Move(mem.VdsoOf(m.mm), via)
 	if err != nil {
 		return err
 	}
-	if err := batch(ctx, m.own, append(clear, moves...)); err != nil {
+	if err := batch(ctx, m.own, append(unmap, moves...)); err != nil {
 		return err
 	}
 	if err := r.mapVMAs(ctx, m); err != nil {

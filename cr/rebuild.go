@@ -76,7 +76,7 @@ func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blan
 	for _, t := range img.FDTables {
 		r.tables[t.Id] = t
 	}
-	defer func() {
+	defer func() { //nolint:contextcheck // also when ctx has ended
 		if err != nil {
 			err = errors.Join(err, r.close())
 		}

@@ -52,7 +52,7 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	log.Info("restored", "id", o.ID, "pid", init, "took", time.Since(begin))
+	log.Info("restored", slog.String("id", o.ID), slog.Int("pid", init), slog.Duration("took", time.Since(begin)))
 	if o.Detach {
 		return 0, nil
 	}
@@ -68,12 +68,12 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, steps []tas
 	if err != nil {
 		return 0, err
 	}
-	log.Info("launched", "pid", b.pid)
+	log.Info("launched", slog.Int("pid", b.pid))
 	r, err := newRestorer(ctx, o, image, b, steps, log)
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, r.close()) }()
+	defer func() { err = errors.Join(err, r.close()) }() //nolint:contextcheck // also when ctx has ended
 	for _, phase := range []struct {
 		name string
 		run  func(context.Context) error
@@ -93,7 +93,7 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, steps []tas
 		if err := phase.run(ctx); err != nil {
 			return 0, err
 		}
-		log.Debug("phase", "name", phase.name, "took", time.Since(start))
+		log.Debug("phase", slog.String("name", phase.name), slog.Duration("took", time.Since(start)))
 		if err := fault.Point("restore-" + phase.name); err != nil {
 			return 0, err
 		}
@@ -139,7 +139,7 @@ func (r *restorer) tmpfs(ctx context.Context, t *blob.Tmpfs) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // read only
 	if err := checkSum(f, t); err != nil {
 		return err
 	}
@@ -181,7 +181,7 @@ func writePidFile(path string, pid int) error {
 		return nil
 	}
 	tmp := path + ".stasis"
-	if err := os.WriteFile(tmp, fmt.Appendf(nil, "%d", pid), 0o644); err != nil { //nolint:gosec // as runc's
+	if err := os.WriteFile(tmp, fmt.Appendf(nil, "%d", pid), 0o644); err != nil { // as runc's
 		return fmt.Errorf("pid file: %w", err)
 	}
 	if err := os.Rename(tmp, path); err != nil {

@@ -169,6 +169,7 @@ func describeVMA(ctx context.Context, ref object.ProcRef, m *procfs.SMap, object
 		v.Contents, err = store.sharedMemory(ctx, ref.HostPID, m)
 	case blob.VMA_ANON, blob.VMA_VDSO, blob.VMA_VVAR:
 		v.Offset = 0
+	case blob.VMA_VSYSCALL: // it has nothing to save
 	}
 	return v, err
 }
@@ -183,7 +184,7 @@ func (c *contents) sharedMemory(ctx context.Context, pid int, m *procfs.SMap) (u
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // read only
 	st, err := f.Stat()
 	if err != nil {
 		return 0, err

@@ -68,7 +68,7 @@ func threadsOf(pid int) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer d.Close()
+	defer d.Close() //nolint:errcheck // read only
 	names, err := d.Readdirnames(-1)
 	if err != nil {
 		return nil, err

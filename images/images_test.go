@@ -119,7 +119,7 @@ func TestHandler(t *testing.T) {
 	var b bytes.Buffer
 	log := slog.New(images.NewHandler(&b, slog.LevelInfo, images.JSON))
 	log.Debug("no")
-	log.With("a", 1).WithGroup("g").With("b", 2).Error("yes", "c", 3)
+	log.With(slog.Int("a", 1)).WithGroup("g").With(slog.Int("b", 2)).Error("yes", slog.Int("c", 3))
 	var got map[string]string
 	if err := json.Unmarshal(b.Bytes(), &got); err != nil {
 		t.Fatalf("%v: %s", err, b.String())
@@ -155,7 +155,7 @@ func TestOpenLog(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		slog.New(h).Debug("step", "n", 1)
+		slog.New(h).Debug("step", slog.Int("n", 1))
 		slog.New(h).Error("it broke")
 		if err := c.Close(); err != nil {
 			t.Error(err)

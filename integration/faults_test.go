@@ -365,10 +365,17 @@ func (r *trial) as(was box.Look) {
 }
 
 // frozenAs is as for a frozen container: there not every freezer tells a task
-// that job control stopped from any other.
+// that job control stopped from any other, and a shell may have been caught
+// between two steps of its own, with a file open or signals blocked.
 func (r *trial) frozenAs(was box.Look) {
 	r.Helper()
-	r.alike(was, func(line string) bool { return strings.Contains(line, "State:\tT") })
+	fleeting := []string{"State:\tT"}
+	if r.v.init {
+		fleeting = append(fleeting, "/fd ", "/fdinfo/", "SigBlk", "SigCgt")
+	}
+	r.alike(was, func(line string) bool {
+		return slices.ContainsFunc(fleeting, func(s string) bool { return strings.Contains(line, s) })
+	})
 }
 
 // alike compares all lines of two looks but those to be passed over.

@@ -97,7 +97,7 @@ func mountDetached(fstype string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(config) //nolint:errcheck // the configuration is used up
+	defer unix.Close(config) // the configuration is used up
 	if err := unix.FsconfigCreate(config); err != nil {
 		return nil, err
 	}
@@ -105,7 +105,7 @@ func mountDetached(fstype string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(mount) //nolint:errcheck // the directory opened below holds the mount
+	defer unix.Close(mount) // the directory opened below holds the mount
 	fd, err := unix.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
 	if err != nil {
 		return nil, err

@@ -32,7 +32,8 @@ func TestRestoreFrom(t *testing.T) {
 		{"named", map[string]string{RestoreAnnotation + ".app": image, criName: "app"}, image},
 		{"another's", map[string]string{RestoreAnnotation + ".app": image, criName: "sidecar"}, ""},
 		{"not for this one", map[string]string{
-			RestoreAnnotation: image, RestoreAnnotation + ".sidecar": "", criName: "sidecar"}, ""},
+			RestoreAnnotation: image, RestoreAnnotation + ".sidecar": "", criName: "sidecar",
+		}, ""},
 	} {
 		if got, err := restoreFrom(bundle(t, tc.in)); got != tc.want || err != nil {
 			t.Errorf("%s: %q, %v; want %q", tc.name, got, err, tc.want)

@@ -68,7 +68,7 @@ func statCgroup(cg any) (typeurl.Any, error) {
 // service that is wrapped watches only those it created itself, and its watcher
 // can't be reached. No watcher runs before the first restore: it costs a thread.
 type oomEvents struct {
-	ctx       context.Context // the service's: carries the namespace, ends the watcher
+	ctx       context.Context //nolint:containedctx // the service's: carries the namespace, ends the watcher
 	publisher events.Publisher
 
 	once    sync.Once

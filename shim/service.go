@@ -24,7 +24,7 @@ import (
 type service struct {
 	task.TTRPCTaskService
 
-	ctx       context.Context // of the shim's life; carries the namespace
+	ctx       context.Context //nolint:containedctx // of the shim's life; carries the namespace
 	publisher shim.Publisher
 	oom       *oomEvents
 	host      hostRuntime

@@ -51,7 +51,7 @@ func removeTemp(path string, parents []string) error {
 	if err != nil {
 		return err
 	}
-	defer parent.Close()
+	defer parent.Close() //nolint:errcheck // opened to name files only
 	base := filepath.Base(path)
 	info, err := parent.Lstat(base)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -80,7 +80,7 @@ func empty(parent *os.Root, base string) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
+	defer dir.Close() //nolint:errcheck // opened to name files only
 	entries, err := fs.ReadDir(dir.FS(), ".")
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,7 +52,7 @@ func newFake(t *testing.T) *fake {
 	f.engine = engine{
 		checkpoint: func(_ context.Context, o cr.CheckpointOptions) (cr.Stats, error) {
 			f.checkpointed = &o
-			o.Log.Info("a step", "n", 1)
+			o.Log.Info("a step", slog.Int("n", 1))
 			return cr.Stats{Frozen: time.Millisecond, PagesBytes: 8192}, f.err
 		},
 		restore: func(_ context.Context, o cr.RestoreOptions) (int, error) {
@@ -76,8 +77,10 @@ func (f *fake) do(t *testing.T, args ...string) int {
 func TestPassThrough(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"create --bundle b id", "create --bundle b id"},
-		{"--root r --log l --log-format json --systemd-cgroup state id",
-			"--root r --log l --log-format json --systemd-cgroup state id"},
+		{
+			"--root r --log l --log-format json --systemd-cgroup state id",
+			"--root r --log l --log-format json --systemd-cgroup state id",
+		},
 		{"--rootless=auto -debug features", "--rootless=auto -debug features"},
 		{"kill --all id KILL", "kill --all id KILL"},
 		{"exec --runtime x id -- ls", "exec --runtime x id -- ls"},
@@ -104,8 +107,8 @@ func TestPassThrough(t *testing.T) {
 					t.Errorf("status %d of a runtime that could not be executed", status)
 				}
 				want := "STASIS_RUNTIME=" + set + "\n"
-				for _, a := range strings.Fields(seen) {
-					want += "arg " + a + "\n"
+				for a := range strings.FieldsSeq(seen) {
+					want += "arg " + a + "\n" //nolint:perfsprint // a few words
 				}
 				if got := f.stdout.String(); got != want {
 					t.Errorf("the runtime saw\n%swant\n%s", got, want)
@@ -424,8 +427,10 @@ func TestCheck(t *testing.T) {
 		{"check c1", nil, 0, "c1 can be checkpointed\n"},
 		{"check c1", several, 1, "pid 1: a\npid 2: b\npid 3: c\npid 4: d, e\n"},
 		{"check --json c1", nil, 0, "{\n  \"id\": \"c1\",\n  \"ok\": true,\n  \"obstacles\": []\n}\n"},
-		{"check c1 --json", several[:1], 1,
-			"{\n  \"id\": \"c1\",\n  \"ok\": false,\n  \"obstacles\": [\n    \"pid 1: a\"\n  ]\n}\n"},
+		{
+			"check c1 --json", several[:1], 1,
+			"{\n  \"id\": \"c1\",\n  \"ok\": false,\n  \"obstacles\": [\n    \"pid 1: a\"\n  ]\n}\n",
+		},
 	} {
 		f := newFake(t)
 		f.obstacles = tt.found

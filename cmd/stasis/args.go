@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -63,10 +64,8 @@ func refused(name, usage string, takes bool, why string) option {
 // oneOf is an option with a closed list of values, none of which matters here.
 func oneOf(name, usage string, values ...string) option {
 	return option{name: name, usage: usage, takes: true, set: func(v string) error {
-		for _, ok := range values {
-			if v == ok {
-				return nil
-			}
+		if slices.Contains(values, v) {
+			return nil
 		}
 		return fmt.Errorf("invalid value %q for --%s: want %s", v, name, strings.Join(values, ", "))
 	}}

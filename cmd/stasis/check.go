@@ -54,7 +54,7 @@ func (a *app) check(ctx context.Context, o cr.CheckpointOptions, asJSON bool) (i
 func lines(found []error) []string {
 	list := []string{}
 	for _, err := range found {
-		j, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // the outermost only
+		j, ok := err.(interface{ Unwrap() []error }) // the outermost only
 		if ok && errors.Join(j.Unwrap()...).Error() == err.Error() {
 			list = append(list, lines(j.Unwrap())...)
 		} else {

@@ -92,7 +92,7 @@ func (a *app) checkpoint(ctx context.Context, g *global, o *cr.CheckpointOptions
 		Frozen: stats.Frozen, Total: stats.Total, Pages: uint64(stats.PagesBytes) / 4096,
 	}))
 	if err != nil { // the checkpoint is whole, and the container may be gone: no failure
-		log.Warn("files for other tools: " + err.Error())
+		log.Warn("files for other tools: " + err.Error()) //nolint:sloglint // a line for people
 	}
 	return nil
 }

@@ -52,7 +52,7 @@ func kill(o *cr.RestoreOptions, s syscall.Signal) {
 // record that is gone already.
 func remove(o *cr.RestoreOptions) {
 	if err := call(o, "delete", "--force", o.ID); err != nil {
-		o.Log.Warn("the container has ended, but its record stays: " + err.Error())
+		o.Log.Warn("the container has ended, but its record stays: " + err.Error()) //nolint:sloglint // a line for people
 	}
 }
 

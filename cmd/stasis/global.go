@@ -99,7 +99,7 @@ func (g *global) workLog(dir, name string) (log *slog.Logger, work slog.Handler,
 	main := slog.New(g.handler)
 	h, c, err := images.OpenLog(dir, name)
 	if err != nil {
-		main.Warn("no " + name + ": " + err.Error())
+		main.Warn("no " + name + ": " + err.Error()) //nolint:sloglint // a line for people
 		return main, slog.DiscardHandler, func() error { return nil }
 	}
 	return slog.New(slog.NewMultiHandler(g.handler, h)), h, c.Close
@@ -114,8 +114,7 @@ func record(h slog.Handler, err error) error {
 // fail reports err, on one line, and returns the exit status for it. stderr
 // comes first: it is read by more callers than the log.
 func (a *app) fail(g *global, err error) int {
-	var status exitError
-	if errors.As(err, &status) {
+	if status, ok := errors.AsType[exitError](err); ok {
 		return int(status)
 	}
 	line := fmt.Sprintf("stasis: %s\n", printable(errs.OneLine(err)))

@@ -211,8 +211,9 @@ func state(p *blob.Process) string {
 		return "stopped"
 	case blob.Process_STATE_ZOMBIE:
 		return "zombie"
+	default:
+		return "running"
 	}
-	return "running"
 }
 
 // uid is the effective user of the process's first thread.

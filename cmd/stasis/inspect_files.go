@@ -162,14 +162,14 @@ func describeUnix(b *blob.UnixSocket) string {
 }
 
 func describeInet(b *blob.InetSocket) string {
-	proto := map[uint32]string{unix.SOCK_STREAM: "tcp", unix.SOCK_DGRAM: "udp"}[b.GetType()]
-	if proto == "" {
-		proto = sockType(b.GetType())
+	protocol := map[uint32]string{unix.SOCK_STREAM: "tcp", unix.SOCK_DGRAM: "udp"}[b.GetType()]
+	if protocol == "" {
+		protocol = sockType(b.GetType())
 	}
 	if b.GetFamily() == unix.AF_INET6 {
-		proto += "6"
+		protocol += "6"
 	}
-	s := proto + " " + address(b.GetLocal(), b.GetLocalPort())
+	s := protocol + " " + address(b.GetLocal(), b.GetLocalPort())
 	switch {
 	case b.GetListening():
 		s += ", listening"

@@ -125,7 +125,7 @@ func TestEveryFlip(t *testing.T) {
 			b[i] ^= mask
 			_, err := readBytes(b)
 			b[i] ^= mask
-			if !errors.Is(err, errs.ErrCorrupt) && !(i < 8 && errors.Is(err, errs.ErrNotImage)) {
+			if !errors.Is(err, errs.ErrCorrupt) && (i >= 8 || !errors.Is(err, errs.ErrNotImage)) {
 				t.Fatalf("byte %d with bits %#x flipped: %v", i, mask, err)
 			}
 		}
@@ -256,8 +256,10 @@ func TestForgedHeader(t *testing.T) {
 		want     error
 	}{
 		"major": {8, 2, errs.ErrVersion}, "minor": {10, 7, nil}, "feature": {12, 1, errs.ErrVersion},
-		"architecture": {16, 183, errs.ErrVersion}, "reserved": {27, 1, errs.ErrVersion}, "magic": {7, '\r',
-			errs.ErrNotImage},
+		"architecture": {16, 183, errs.ErrVersion}, "reserved": {27, 1, errs.ErrVersion}, "magic": {
+			7, '\r',
+			errs.ErrNotImage,
+		},
 	} {
 		b := written(t, sample(t))
 		b[tt.at] = tt.with

@@ -24,11 +24,15 @@ func sample(tb testing.TB) *Image {
 		Namespaces: &Namespaces{
 			Hostname: "web", Domainname: "(none)", LoopbackUp: true, PrivateNet: true, UidMap: "0 1000 1",
 			Tmpfs: []*Tmpfs{
-				{Mountpoint: "/run", Archive: "tmpfs-1.tar", Size: 10240, Crc: 7}, {Mountpoint: "/tmp",
-					Archive: "tmpfs-2.tar", Size: 1024},
+				{Mountpoint: "/run", Archive: "tmpfs-1.tar", Size: 10240, Crc: 7}, {
+					Mountpoint: "/tmp",
+					Archive:    "tmpfs-2.tar", Size: 1024,
+				},
 			},
-			Mounts: []*Mount{{Mountpoint: "/proc", Fstype: "proc", Root: "/", Options: "rw,nosuid;rw", Minor: 50,
-				Id: 40}},
+			Mounts: []*Mount{{
+				Mountpoint: "/proc", Fstype: "proc", Root: "/", Options: "rw,nosuid;rw", Minor: 50,
+				Id: 40,
+			}},
 		},
 		Seccomp: &Seccomp{Filters: []*SeccompFilter{
 			{Program: bytes.Repeat([]byte{6, 0, 0, 0, 0, 0, 0xff, 0x7f}, 2)}, {Program: make([]byte, 8), Flags: 2},
@@ -37,8 +41,10 @@ func sample(tb testing.TB) *Image {
 			{Stored: 2 * 4096, Raw: 2 * 4096, Crc: 1}, {Offset: 2 * 4096, Stored: 3 * 4096, Raw: 3 * 4096, Crc: 2},
 		}},
 		Contents: []*Contents{
-			{Id: 1, Size: 4097, Extents: []*Extent{{Pages: 1, Chunk: 1, Page: 2}, {Start: 4096, Pages: 1, Chunk: 1,
-				Page: 1}}},
+			{Id: 1, Size: 4097, Extents: []*Extent{{Pages: 1, Chunk: 1, Page: 2}, {
+				Start: 4096, Pages: 1, Chunk: 1,
+				Page: 1,
+			}}},
 			{Id: 2},
 		},
 		Files: sampleFiles(tb),
@@ -74,8 +80,10 @@ func sampleFiles(tb testing.TB) []*File {
 	}
 	var out []*File
 	for i, b := range bodies {
-		f := &File{Id: uint32(i + 1), Kind: b.kind, Rev: 1, Flags: 2, Pos: 7, Name: b.kind, Owner: &Owner{Type: 1,
-			Pid: 1, Signal: 29}}
+		f := &File{Id: uint32(i + 1), Kind: b.kind, Rev: 1, Flags: 2, Pos: 7, Name: b.kind, Owner: &Owner{
+			Type: 1,
+			Pid:  1, Signal: 29,
+		}}
 		if b.body != nil {
 			f.Body = encode(tb, b.body)
 		}
@@ -101,10 +109,14 @@ func sampleMM(id uint32) *MM {
 			{Start: 0x400000, End: 0x401000, Prot: 5, Kind: VMA_FILE, File: 2, Name: "/bin/sh"},
 			{Start: 0x500000, End: 0x504000, Prot: 3, Name: "[heap]", Flags: uint64(VMAFlag_VMA_HUGEPAGE)},
 			{Start: 0x504000, End: 0x505000, Prot: 3},
-			{Start: 0x600000, End: 0x602000, Prot: 3, Kind: VMA_SHMEM, Shared: true, Contents: 1,
-				Name: "/dev/zero (deleted)"},
-			{Start: 0x700000, End: 0x701000, Prot: 3, Kind: VMA_FILE, File: 6, Shared: true,
-				Flags: uint64(VMAFlag_VMA_MAYWRITE)},
+			{
+				Start: 0x600000, End: 0x602000, Prot: 3, Kind: VMA_SHMEM, Shared: true, Contents: 1,
+				Name: "/dev/zero (deleted)",
+			},
+			{
+				Start: 0x700000, End: 0x701000, Prot: 3, Kind: VMA_FILE, File: 6, Shared: true,
+				Flags: uint64(VMAFlag_VMA_MAYWRITE),
+			},
 			{Start: 0x7ffff7fc0000, End: 0x7ffff7fc4000, Prot: 1, Kind: VMA_VVAR, Name: "[vvar]"},
 			{Start: 0x7ffff7fc4000, End: 0x7ffff7fc6000, Prot: 5, Kind: VMA_VDSO, Name: "[vdso]"},
 			{Start: vsyscallPage, End: vsyscallPage + 4096, Prot: 4, Kind: VMA_VSYSCALL, Name: "[vsyscall]"},
@@ -118,26 +130,34 @@ func sampleProcesses() []*Process {
 		{
 			Pid: 1, Pgid: 1, Sid: 1, ExitSignal: 17, Comm: []byte("init"), Args: []string{"sh", "-c", ""}, Dumpable: 1,
 			Mm: 1, FdTable: 1, Fs: &FS{Cwd: 1, Root: 1, Umask: 0o22}, OomScoreAdj: -999,
-			Actions: []*SigAction{{Signal: 15, Handler: 0x400100, Flags: 0x4000000, Restorer: 0x400200,
-				Mask: 1}, {Signal: 64, Handler: 1}},
+			Actions: []*SigAction{{
+				Signal: 15, Handler: 0x400100, Flags: 0x4000000, Restorer: 0x400200,
+				Mask: 1,
+			}, {Signal: 64, Handler: 1}},
 			SharedPending: []*SigInfo{sampleSignal(15)},
 			Itimers:       []*ITimer{{Which: 2, IntervalUs: 1e6, ValueUs: 5}},
 			Timers: []*PosixTimer{
-				{Id: 0, Clock: 1, Notify: 4, Signal: 34, Value: 1 << 63, Tid: 3, IntervalNs: 1, ValueNs: 2,
-					Overrun: 3}, {Id: 3, Notify: 1, Signal: -5},
+				{
+					Id: 0, Clock: 1, Notify: 4, Signal: 34, Value: 1 << 63, Tid: 3, IntervalNs: 1, ValueNs: 2,
+					Overrun: 3,
+				}, {Id: 3, Notify: 1, Signal: -5},
 			},
 			Rlimits: []*RLimit{{}, {Resource: 7, Soft: 1024, Hard: 1<<64 - 1}},
 			Threads: []*Thread{sampleThread(1), sampleThread(3)},
-			Locks: []*FileLock{{Kind: FileLock_POSIX, Write: true, Start: 5, End: 15, Fd: 5, File: 2}, {Fd: 5,
-				File: 2}},
+			Locks: []*FileLock{{Kind: FileLock_POSIX, Write: true, Start: 5, End: 15, Fd: 5, File: 2}, {
+				Fd:   5,
+				File: 2,
+			}},
 		},
 		{
 			Pid: 7, Ppid: 1, Pgid: 7, Sid: 1, ExitSignal: 17, State: Process_STATE_STOPPED, StopSignal: 19,
 			Comm: []byte("sleep"),
 			Mm:   2, FdTable: 2, Fs: &FS{Cwd: 1}, Threads: []*Thread{sampleThread(7)},
 		},
-		{Pid: 9, Ppid: 7, Pgid: 7, Sid: 1, ExitSignal: 17, State: Process_STATE_ZOMBIE, ExitCode: 0x100,
-			Comm: []byte("\xff("), Creds: &Creds{Uid: 1}},
+		{
+			Pid: 9, Ppid: 7, Pgid: 7, Sid: 1, ExitSignal: 17, State: Process_STATE_ZOMBIE, ExitCode: 0x100,
+			Comm: []byte("\xff("), Creds: &Creds{Uid: 1},
+		},
 	}
 }
 

@@ -38,7 +38,7 @@ var armed = sync.OnceValue(func() *plan {
 })
 
 // Injected is the error of an armed point.
-type Injected struct{ Name string }
+type Injected struct{ Name string } //nolint:errname // fault.Injected says it
 
 func (e *Injected) Error() string { return fmt.Sprintf("fault injected at %q", e.Name) }
 

@@ -93,7 +93,7 @@ func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool) error {
 	if err != nil {
 		return err
 	}
-	defer pagemap.Close()
+	defer pagemap.Close() //nolint:errcheck // read only
 	src, gentle := &taskMemory{pid: pid}, &taskMemory{pid: pid, gentle: true}
 	for _, v := range mm.Vmas {
 		if v.Shared || (v.Kind != blob.VMA_ANON && v.Kind != blob.VMA_FILE) {

@@ -28,7 +28,7 @@ func VdsoDigest() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer mem.Close()
+		defer mem.Close() //nolint:errcheck // read only
 		sum := sha256.New()
 		if _, err := io.Copy(sum, io.NewSectionReader(mem, start, end-start)); err != nil {
 			return nil, fmt.Errorf("vdso: %w", err)

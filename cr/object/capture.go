@@ -157,7 +157,7 @@ func descriptors(pid int) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
+	defer dir.Close() //nolint:errcheck // read only
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return nil, err
@@ -264,7 +264,7 @@ func (c *Capture) own(p ProcRef) error {
 			return fmt.Errorf("/proc/%d/task: %w", p.HostPID, err)
 		}
 		r, err := sys.Kcmp(p.HostPID, tid, sys.KcmpFiles, 0, 0)
-		if err != nil && !(c.env.Survey && vanished(err)) {
+		if err != nil && (!c.env.Survey || !vanished(err)) {
 			return fmt.Errorf("kcmp: %w", err)
 		}
 		if err == nil && r != 0 {
@@ -403,7 +403,7 @@ func (c *Capture) inode(ctx context.Context, d *Desc) (*inode, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer f.Close()
+		defer f.Close() //nolint:errcheck // read only
 		if n.contents, err = c.env.Pages.Write(ctx, f, int64(d.stat.Size)); err != nil {
 			return nil, fmt.Errorf("contents: %w", err)
 		}

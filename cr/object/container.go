@@ -42,7 +42,7 @@ func mountIDs(path string) (map[uint64]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // read only
 	ids := map[uint64]bool{}
 	s := bufio.NewScanner(f)
 	s.Buffer(nil, 1<<20)

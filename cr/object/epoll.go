@@ -62,7 +62,7 @@ func finishEPolls(ctx context.Context, c *Capture, of []*object) error {
 			w := watch{c: c, o: o, t: t, nth: seen[t.Fd], holds: holds}
 			seen[t.Fd]++
 			err := w.find(byFD[int(t.Fd)])
-			if err != nil && !(c.env.Survey && vanished(err)) {
+			if err != nil && (!c.env.Survey || !vanished(err)) {
 				all = append(all, o.desc.wrap(err))
 			}
 		}

@@ -3,7 +3,6 @@ package object
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/stasis-cr/stasis/cr/blob"
@@ -98,9 +97,6 @@ func openExternal(_ context.Context, r *Restorer, rec *record) (int, error) {
 	}
 	return fd, nil
 }
-
-// isExternal says whether an inode's link is one of the runtime's stdio.
-func (c *Capture) isExternal(link string) bool { return slices.Contains(c.env.Externals, link) }
 
 // corrupt says that a record can't be what a writer wrote.
 func corrupt(format string, args ...any) error {

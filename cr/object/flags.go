@@ -75,14 +75,8 @@ func (c *Capture) owner(d *Desc) (*blob.Owner, error) {
 // own puts the owner back and, last, O_ASYNC.
 func (r *Restorer) own(fd int, f *blob.File) error {
 	if o := f.GetOwner(); o != nil {
-		if o.Pid != 0 {
-			host := r.env.HostPID(int(o.Pid))
-			if host == 0 {
-				return fmt.Errorf("owner %d is not a restored process", o.Pid)
-			}
-			if err := sys.SetOwner(fd, sys.FOwner{Type: o.Type, PID: int32(host)}); err != nil {
-				return fmt.Errorf("F_SETOWN_EX: %w", err)
-			}
+		if err := r.setOwner(fd, o); err != nil {
+			return err
 		}
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETSIG, int(o.Signal)); err != nil {
 			return fmt.Errorf("F_SETSIG: %w", err)
@@ -97,6 +91,21 @@ func (r *Restorer) own(fd int, f *blob.File) error {
 	}
 	if err != nil {
 		return fmt.Errorf("O_ASYNC: %w", err)
+	}
+	return nil
+}
+
+// setOwner names the process that the signals go to; none is nothing to do.
+func (r *Restorer) setOwner(fd int, o *blob.Owner) error {
+	if o.Pid == 0 {
+		return nil
+	}
+	host := r.env.HostPID(int(o.Pid))
+	if host == 0 {
+		return fmt.Errorf("owner %d is not a restored process", o.Pid)
+	}
+	if err := sys.SetOwner(fd, sys.FOwner{Type: o.Type, PID: int32(host)}); err != nil {
+		return fmt.Errorf("F_SETOWN_EX: %w", err)
 	}
 	return nil
 }

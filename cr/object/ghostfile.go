@@ -178,7 +178,7 @@ func (r *Restorer) fillGhost(ctx context.Context, first *record) (*nameless, err
 	fd := first.handle
 	first.handle = -1
 	f := os.NewFile(uintptr(fd), g.Path)
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // nothing is buffered, and keep has its own
 	if err := r.fill(ctx, f, g.Contents, g.Mode, g.Uid, g.Gid); err != nil {
 		return nil, err
 	}

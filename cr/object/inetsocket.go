@@ -270,7 +270,7 @@ func bindInet(fd int, s *blob.InetSocket) error {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return fmt.Errorf("SO_REUSEADDR: %w", err)
 		}
-		defer unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0)
+		defer unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0) //nolint:errcheck // it was set the same way
 	}
 	sa, err := sockaddr(s.Local, s.LocalPort, s.Scope)
 	if err != nil {

@@ -2,9 +2,9 @@ package object
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"testing"
 	"unsafe"
 
@@ -89,7 +89,7 @@ func TestInstall(t *testing.T) {
 			used[fd] = true
 			tab.Fds = append(tab.Fds, &blob.FD{Fd: fd, File: id, Cloexec: rnd.IntN(2) == 0})
 			if r.byID[id] == nil {
-				r.byID[id] = &record{file: &blob.File{Id: id}, open: os.NewFile(uintptr(1000+id), fmt.Sprint(id))}
+				r.byID[id] = &record{file: &blob.File{Id: id}, open: os.NewFile(uintptr(1000+id), strconv.FormatUint(uint64(id), 10))}
 			}
 		}
 		at := FreeFD([]*blob.FDTable{tab})

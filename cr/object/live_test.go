@@ -99,7 +99,7 @@ func start(t testing.TB, name string, change ...func(*exec.Cmd)) *helper {
 	t.Cleanup(h.end)
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	ok(t, err)
-	for _, f := range strings.Fields(line) {
+	for f := range strings.FieldsSeq(line) {
 		n, err := strconv.Atoi(f)
 		ok(t, err)
 		h.fds = append(h.fds, n)
@@ -230,8 +230,9 @@ func (img *image) file(t *testing.T, h *helper, n int) *blob.File {
 
 func (img *image) restorer(t *testing.T) *Restorer {
 	t.Helper()
-	r, err := NewRestorer(RestoreEnv{InitPID: os.Getpid(),
-		Stdio: [3]*os.File{os.Stdin, os.Stdout, os.Stderr}, Files: img.files,
+	r, err := NewRestorer(RestoreEnv{
+		InitPID: os.Getpid(),
+		Stdio:   [3]*os.File{os.Stdin, os.Stdout, os.Stderr}, Files: img.files,
 		ReadContents: img.contents.read, Enter: onThread, HostPID: func(pid int) int { return pid },
 	})
 	ok(t, err)

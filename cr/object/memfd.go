@@ -49,7 +49,7 @@ func captureMemFD(ctx context.Context, c *Capture, d *Desc) (proto.Message, erro
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // read only
 	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
 	if err != nil {
 		return nil, fmt.Errorf("F_GET_SEALS: %w", err)
@@ -96,7 +96,7 @@ func (r *Restorer) makeMemFD(ctx context.Context, m *blob.MemFD) (*nameless, err
 		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), m.Name)
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // nothing is buffered, and keep has its own
 	if err := r.fill(ctx, f, m.Contents, m.Mode, m.Uid, m.Gid); err != nil {
 		return nil, err
 	}

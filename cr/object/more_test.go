@@ -202,8 +202,9 @@ func TestLeaks(t *testing.T) {
 		before, err := descriptors(os.Getpid())
 		ok(t, err)
 		img := h.capture(t)
-		r, err := NewRestorer(RestoreEnv{InitPID: os.Getpid(),
-			Stdio: [3]*os.File{os.Stdin, os.Stdout, os.Stderr}, Files: img.files,
+		r, err := NewRestorer(RestoreEnv{
+			InitPID: os.Getpid(),
+			Stdio:   [3]*os.File{os.Stdin, os.Stdout, os.Stderr}, Files: img.files,
 			ReadContents: img.contents.read, Enter: onThread,
 		})
 		ok(t, err)

@@ -95,7 +95,7 @@ func makeUnixNames(dir string) ([]int, error) {
 		return fd
 	}
 	path := []byte(filepath.Join(dir, "listener"))
-	abstract := []byte(fmt.Sprintf("\x00stasis\x00%s", dir))
+	abstract := []byte("\x00stasis\x00" + dir)
 	l, la := socket(unix.SOCK_STREAM), socket(unix.SOCK_SEQPACKET)
 	err := errors.Join(sys.BindUnix(l, path), unix.Listen(l, 7), unix.Chmod(string(path), 0o660),
 		sys.BindUnix(la, abstract), unix.Listen(la, 3))

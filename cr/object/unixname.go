@@ -103,7 +103,7 @@ func unlinkIf(dir int, name string, id fileID) error {
 	var st unix.Stat_t
 	err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil || st.Dev != id.dev || st.Ino != id.ino {
-		return nil
+		return nil //nolint:nilerr // gone, or another's by now
 	}
 	if err := unix.Unlinkat(dir, name, 0); err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)

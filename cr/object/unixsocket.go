@@ -84,7 +84,7 @@ func finishUnixSockets(ctx context.Context, c *Capture, of []*object) error {
 			return err
 		}
 		err := u.finish(o)
-		if err != nil && !(c.env.Survey && vanished(err)) {
+		if err != nil && (!c.env.Survey || !vanished(err)) {
 			all = append(all, o.desc.wrap(err))
 		}
 	}

@@ -9,8 +9,10 @@ import (
 
 func TestParseCmdline(t *testing.T) {
 	checkParse(t, ParseCmdline, []parseCase[[]string]{
-		{"three", "sh\x00-c\x00\x00", []string{"sh", "-c", ""}}, {"overwritten", "nginx: worker",
-			[]string{"nginx: worker"}}, {"zombie", "", nil},
+		{"three", "sh\x00-c\x00\x00", []string{"sh", "-c", ""}}, {
+			"overwritten", "nginx: worker",
+			[]string{"nginx: worker"},
+		}, {"zombie", "", nil},
 	})
 	long, err := ParseCmdline(strings.NewReader(strings.Repeat("x", 1<<20)))
 	if err != nil || len(long) != 1 || len(long[0]) != cmdlineMost {

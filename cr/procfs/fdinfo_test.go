@@ -9,23 +9,33 @@ const fdHead = "pos:\t0\nflags:\t02000002\nmnt_id:\t17\nino:\t1038\n"
 
 // fdTexts are from Linux 6.18 but where a name says otherwise.
 var fdCases = []parseCase[FDInfo]{
-	{"file", "pos:\t-4096\nflags:\t0100000\nmnt_id:\t24\nino:\t3\n", FDInfo{Pos: -4096, Flags: 0o100000, MntID: 24,
-		Ino: 3, TTYIndex: -1}},
-	{"file of 5.10", "pos:\t9\nflags:\t0100000\nmnt_id:\t24\n", FDInfo{Pos: 9, Flags: 0o100000, MntID: 24,
-		TTYIndex: -1}},
-	{"eventfd", fdHead + "eventfd-count:               1f\neventfd-id: 1\neventfd-semaphore: 1\n",
+	{"file", "pos:\t-4096\nflags:\t0100000\nmnt_id:\t24\nino:\t3\n", FDInfo{
+		Pos: -4096, Flags: 0o100000, MntID: 24,
+		Ino: 3, TTYIndex: -1,
+	}},
+	{"file of 5.10", "pos:\t9\nflags:\t0100000\nmnt_id:\t24\n", FDInfo{
+		Pos: 9, Flags: 0o100000, MntID: 24,
+		TTYIndex: -1,
+	}},
+	{
+		"eventfd", fdHead + "eventfd-count:               1f\neventfd-id: 1\neventfd-semaphore: 1\n",
 		with(func(f *FDInfo) {
 			f.EventFD = &EventFD{Count: 0x1f, ID: 1, Semaphore: 1}
-		})},
+		}),
+	},
 	{"eventfd of 4.19", fdHead + "eventfd-count: ffffffffffffffff\n", with(func(f *FDInfo) {
 		f.EventFD = &EventFD{Count: 1<<64 - 1, ID: -1, Semaphore: -1}
 	})},
-	{"signalfd", fdHead + "sigmask:\t8000000000000201\n",
-		with(func(f *FDInfo) { f.SignalFD = &SignalFD{Mask: 1<<63 | 0x201} })},
-	{"timerfd", fdHead + "clockid: 1\nticks: 7\nsettime flags: 03\nit_value: (8, 999970994)\nit_interval: (1, 5)\n",
+	{
+		"signalfd", fdHead + "sigmask:\t8000000000000201\n",
+		with(func(f *FDInfo) { f.SignalFD = &SignalFD{Mask: 1<<63 | 0x201} }),
+	},
+	{
+		"timerfd", fdHead + "clockid: 1\nticks: 7\nsettime flags: 03\nit_value: (8, 999970994)\nit_interval: (1, 5)\n",
 		with(func(f *FDInfo) {
 			f.TimerFD = &TimerFD{Clock: 1, Ticks: 7, SettimeFlags: 3, ValueNS: 8_999_970_994, IntervalNS: 1_000_000_005}
-		})},
+		}),
+	},
 	{
 		"epoll", fdHead + "tfd:        3 events:       19 data:                3  pos:0 ino:40e sdev:10\n" +
 			"tfd:        5 events: 8000001c data: deadbeefdeadbeef  pos:-1 ino:40e sdev:fe00000\n",
@@ -50,11 +60,15 @@ var fdCases = []parseCase[FDInfo]{
 			}
 		}),
 	},
-	{"fanotify", fdHead + "fanotify flags:10 event-flags:8000\nfanotify mnt_id:12 mflags:0 mask:3b ignored_mask:0\n",
+	{
+		"fanotify", fdHead + "fanotify flags:10 event-flags:8000\nfanotify mnt_id:12 mflags:0 mask:3b ignored_mask:0\n",
 		with(func(f *FDInfo) {
-			f.Fanotify = &Fanotify{Flags: 0x10, EventFlags: 0x8000,
-				Marks: []string{"fanotify mnt_id:12 mflags:0 mask:3b ignored_mask:0"}}
-		})},
+			f.Fanotify = &Fanotify{
+				Flags: 0x10, EventFlags: 0x8000,
+				Marks: []string{"fanotify mnt_id:12 mflags:0 mask:3b ignored_mask:0"},
+			}
+		}),
+	},
 	{
 		"locks", fdHead + "lock:\t1: FLOCK  ADVISORY  WRITE 18665 fe:00:9978017 0 EOF\n" +
 			"lock:\t2: POSIX  ADVISORY  READ 18665 fe:00:9978017 5 14\nlock:\t3: OFDLCK ADVISORY  WRITE -1 fe:00:9978017 100 EOF\n",
@@ -67,16 +81,22 @@ var fdCases = []parseCase[FDInfo]{
 		}),
 	},
 	{"pidfd", fdHead + "Pid:\t18665\nNSpid:\t18665\t2\n", with(func(f *FDInfo) {
-		f.PidFD = &PidFD{18665, []int{18665,
-			2}}
+		f.PidFD = &PidFD{18665, []int{
+			18665,
+			2,
+		}}
 	})},
 	{"pidfd of the dead", fdHead + "Pid:\t-1\nNSpid:\t-1\n", with(func(f *FDInfo) { f.PidFD = &PidFD{-1, []int{-1}} })},
 	{"pidfd from elsewhere", fdHead + "Pid:\t0\n", with(func(f *FDInfo) { f.PidFD = &PidFD{0, nil} })},
-	{"io_uring", fdHead + "SqMask:\t0x3\nSqHead:\t0\nUserFiles:\t1\n    0: /etc/pass:wd\nPollList:\n",
+	{
+		"io_uring", fdHead + "SqMask:\t0x3\nSqHead:\t0\nUserFiles:\t1\n    0: /etc/pass:wd\nPollList:\n",
 		with(func(f *FDInfo) {
-			f.IOURing = &IOURing{[]string{"SqMask:\t0x3", "SqHead:\t0", "UserFiles:\t1", "    0: /etc/pass:wd",
-				"PollList:"}}
-		})},
+			f.IOURing = &IOURing{[]string{
+				"SqMask:\t0x3", "SqHead:\t0", "UserFiles:\t1", "    0: /etc/pass:wd",
+				"PollList:",
+			}}
+		}),
+	},
 	{"unix socket", fdHead + "scm_fds: 2\n", with(func(f *FDInfo) { f.SCMFDs = 2 })},
 	{"pty master", fdHead + "tty-index:\t4\n", with(func(f *FDInfo) { f.TTYIndex = 4 })},
 	{"userfaultfd", fdHead + "pending:\t0\ntotal:\t0\nAPI:\taa:0:80000000000001ff\n", with(func(f *FDInfo) {

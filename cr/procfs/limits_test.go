@@ -27,10 +27,25 @@ Max realtime timeout      unlimited            unlimited            us
 func TestParseLimits(t *testing.T) {
 	const no = Unlimited
 	checkParse(t, ParseLimits, []parseCase[[]Limit]{{"6.18", limitsText, []Limit{
-		{0, no, no}, {1, no, no}, {2, no, no}, {3, 8388608, no}, {4, 0, no}, {5, no, no}, {6, 96365, 96366}, {7,
-			20000, 20001},
-		{8, 8388608, 8388608}, {9, no, 18446744073709551614}, {10, no, no}, {11, 96365, 96365}, {12, 819200, 819200},
-		{13, 0, 0}, {14, 1, 2}, {15, no, no},
+		{0, no, no},
+		{1, no, no},
+		{2, no, no},
+		{3, 8388608, no},
+		{4, 0, no},
+		{5, no, no},
+		{6, 96365, 96366},
+		{
+			7,
+			20000, 20001,
+		},
+		{8, 8388608, 8388608},
+		{9, no, 18446744073709551614},
+		{10, no, no},
+		{11, 96365, 96365},
+		{12, 819200, 819200},
+		{13, 0, 0},
+		{14, 1, 2},
+		{15, no, no},
 	}}})
 	cut := strings.LastIndex(limitsText, "Max realtime timeout")
 	checkRefused(t, ParseLimits, "", "Max cpu time\n", limitsText[:cut], limitsText+limitsText[cut:],

@@ -13,8 +13,10 @@ const mapsText = "00400000-00452000 r-xp 00000000 08:02 173521      /usr/bin/db 
 
 func TestParseMaps(t *testing.T) {
 	checkParse(t, ParseMaps, []parseCase[[]Mapping]{{"several", mapsText, []Mapping{
-		{Start: 0x400000, End: 0x452000, Prot: ProtRead | ProtExec, Major: 8, Minor: 2, Inode: 173521,
-			Name: "/usr/bin/db us"},
+		{
+			Start: 0x400000, End: 0x452000, Prot: ProtRead | ProtExec, Major: 8, Minor: 2, Inode: 173521,
+			Name: "/usr/bin/db us",
+		},
 		{
 			Start: 0x7f0000000000, End: 0x7f0000001000, Prot: ProtRead | ProtWrite, Shared: true, Offset: 0x1000,
 			Minor: 1, Inode: 1051, Name: "/memfd:x (deleted)",

@@ -19,8 +19,10 @@ func TestParseInet(t *testing.T) {
 	checkParse(t, ParseInet, []parseCase[[]InetSocket]{
 		{"tcp", tcpText, []InetSocket{
 			{netip.MustParseAddrPort("127.0.0.1:2024"), netip.MustParseAddrPort("0.0.0.0:0"), TCPListen, 0, 1, 0, 539},
-			{netip.MustParseAddrPort("192.168.1.2:8080"), netip.MustParseAddrPort("192.168.1.1:50000"), TCPTimeWait,
-				10, 20, 1000, 0},
+			{
+				netip.MustParseAddrPort("192.168.1.2:8080"), netip.MustParseAddrPort("192.168.1.1:50000"), TCPTimeWait,
+				10, 20, 1000, 0,
+			},
 		}},
 		{"udp6", udp6Text, []InetSocket{{
 			netip.MustParseAddrPort("[2001:db8::123:4567:89ab:cdef]:53"),

@@ -14,8 +14,9 @@ func TestParseUnix(t *testing.T) {
 	checkParse(t, ParseUnix, []parseCase[[]UnixSocket]{{"three", unixText, []UnixSocket{
 		{3, false, 1, 3, 1158, ""}, {2, true, 5, 1, 1234567, "/run/a b"}, {2, false, 2, 1, 7, "@x\ny\n"},
 	}}, {"nothing", "", nil}})
-	cut := strings.Index(unixText, "1234567")
-	checkRefused(t, ParseUnix, "x\n", unixText[:cut], unixText[:strings.Index(unixText, "00000000543f8ab6")]+"x\n",
+	cut, _, _ := strings.Cut(unixText, "1234567")
+	short, _, _ := strings.Cut(unixText, "00000000543f8ab6")
+	checkRefused(t, ParseUnix, "x\n", cut, short+"x\n",
 		unixText+strings.Repeat("x", 200)+"\nmore\n")
 }
 

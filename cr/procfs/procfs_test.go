@@ -145,8 +145,10 @@ func TestNumber(t *testing.T) {
 	for _, c := range []struct {
 		text string
 		ok   bool
-	}{{"2147483647", true}, {"2147483648", false}, {"-1", true}, {"4294967295", false}, {"-2147483649", false}, {"",
-		false}, {"-", false}, {"+1", false}, {" 1", false}} {
+	}{{"2147483647", true}, {"2147483648", false}, {"-1", true}, {"4294967295", false}, {"-2147483649", false}, {
+		"",
+		false,
+	}, {"-", false}, {"+1", false}, {" 1", false}} {
 		if got := number([]byte(c.text), 10, &i32); got != c.ok {
 			t.Errorf("int32 of %q: %v", c.text, got)
 		}

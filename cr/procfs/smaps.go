@@ -122,15 +122,14 @@ func EachSMap(r io.Reader, f func(m *SMap) error) error {
 // attribute reads a "Key:   12 kB" line. Keys that nobody here needs are skipped
 // unread: there are some 25 for each mapping.
 func (p *smapParser) attribute(line []byte) bool {
-	i := bytes.IndexByte(line, ':')
-	if i < 0 {
+	key, value, ok := bytes.Cut(line, []byte{':'})
+	if !ok {
 		return false
 	}
-	value := line[i+1:]
-	if to := p.m.size(line[:i]); to != nil {
+	if to := p.m.size(key); to != nil {
 		return paddedKB(value, to)
 	}
-	switch string(line[:i]) {
+	switch string(key) {
 	case "VmFlags":
 		p.setFlags(value)
 	case "ProtectionKey":

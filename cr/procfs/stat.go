@@ -73,9 +73,17 @@ func (s *Stat) numbers(words [][]byte) bool {
 		n  int
 		to *int
 	}{
-		{4, &s.PPID}, {5, &s.PGRP}, {6, &s.Session}, {7, &s.TTYNr}, {8, &s.TPGID},
-		{18, &s.Priority}, {19, &s.Nice}, {20, &s.NumThreads},
-		{38, &s.ExitSignal}, {39, &s.Processor}, {52, &s.ExitCode},
+		{4, &s.PPID},
+		{5, &s.PGRP},
+		{6, &s.Session},
+		{7, &s.TTYNr},
+		{8, &s.TPGID},
+		{18, &s.Priority},
+		{19, &s.Nice},
+		{20, &s.NumThreads},
+		{38, &s.ExitSignal},
+		{39, &s.Processor},
+		{52, &s.ExitCode},
 	}
 	for _, f := range signed {
 		if !dec(at(f.n), f.to) {
@@ -86,9 +94,18 @@ func (s *Stat) numbers(words [][]byte) bool {
 		n  int
 		to *uint64
 	}{
-		{22, &s.StartTime}, {23, &s.VSize}, {26, &s.StartCode}, {27, &s.EndCode}, {28, &s.StartStack},
-		{45, &s.StartData}, {46, &s.EndData}, {47, &s.StartBrk},
-		{48, &s.ArgStart}, {49, &s.ArgEnd}, {50, &s.EnvStart}, {51, &s.EnvEnd},
+		{22, &s.StartTime},
+		{23, &s.VSize},
+		{26, &s.StartCode},
+		{27, &s.EndCode},
+		{28, &s.StartStack},
+		{45, &s.StartData},
+		{46, &s.EndData},
+		{47, &s.StartBrk},
+		{48, &s.ArgStart},
+		{49, &s.ArgEnd},
+		{50, &s.EnvStart},
+		{51, &s.EnvEnd},
 	}
 	for _, f := range wide {
 		if !dec(at(f.n), f.to) {

@@ -128,8 +128,9 @@ func TestParseStatus(t *testing.T) {
 }
 
 func TestParseStatusRefuses(t *testing.T) {
+	cut, _, _ := strings.Cut(statusText, "NoNewPrivs")
 	refused := []string{
-		"", "Name:\tx\n", statusText + "Pid:\t1\n", statusText[:strings.Index(statusText, "NoNewPrivs")],
+		"", "Name:\tx\n", statusText + "Pid:\t1\n", cut,
 		replaced(t, statusText, "Uid:\t0\t1\t2", "Uid:\t0\t1"),
 		replaced(t, statusText, "Gid:\t3", "Gid:\t3\t3"),
 		replaced(t, statusText, "NSpid:\t18572\t2", "NSpid:\t"),

@@ -100,10 +100,8 @@ func (a *ask) lend(c remote.Caller) (remote.Addr, error) {
 
 func (a *ask) answer(c remote.Caller, ret uint64, at remote.Addr) error {
 	if errno, bad := errnoOf(ret); bad {
-		for _, ok := range a.may {
-			if errno == ok {
-				return nil
-			}
+		if slices.Contains(a.may, errno) {
+			return nil
 		}
 		return errno
 	}
@@ -133,6 +131,3 @@ func u64s(words ...uint64) []byte {
 
 // word returns the i-th long of b.
 func word(b []byte, i int) uint64 { return le.Uint64(b[8*i:]) }
-
-// neg is a negative argument of a system call.
-func neg(n int64) uint64 { return uint64(n) }

@@ -50,13 +50,13 @@ func threadAsks(t *blob.Thread) []ask {
 // setThreadAsks gives a thread what threadAsks read, but for its signal stack
 // and its credentials, which have a time of their own.
 func setThreadAsks(t *blob.Thread) []ask {
-	any := func(uint64, []byte) error { return nil }
+	anyAnswer := func(uint64, []byte) error { return nil }
 	asks := []ask{
 		{
 			what: "prctl PR_SET_NAME", nr: unix.SYS_PRCTL, args: [6]uint64{unix.PR_SET_NAME},
 			in: append(slices.Clone(t.Comm), 0), inArg: 1,
 		},
-		{what: "set_tid_address", nr: unix.SYS_SET_TID_ADDRESS, args: [6]uint64{t.ClearTid}, done: any},
+		{what: "set_tid_address", nr: unix.SYS_SET_TID_ADDRESS, args: [6]uint64{t.ClearTid}, done: anyAnswer},
 		{
 			what: "prctl PR_MCE_KILL", nr: unix.SYS_PRCTL,
 			args: [6]uint64{unix.PR_MCE_KILL, unix.PR_MCE_KILL_SET, uint64(t.MceKill)},

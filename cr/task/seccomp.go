@@ -66,16 +66,16 @@ func (f *Filters) Of(t *tracer.Task) ([]uint32, error) {
 	}
 }
 
-// Replace says that the filters new, which the runtime made from the profile of
+// Replace says that the filters fresh, which the runtime made from the profile of
 // the new bundle, take the place of old, which it made from the same profile for
 // the old container. Bytes can't be compared: libseccomp, and runc's own preamble,
 // order the same rules differently from one run to the next.
-func (f *Filters) Replace(old, new []uint32) error {
-	if len(old) != len(new) {
-		return fmt.Errorf("the runtime made %d filters from the profile that it made %d of before: %w", len(new), len(old), errs.ErrHost)
+func (f *Filters) Replace(old, fresh []uint32) error {
+	if len(old) != len(fresh) {
+		return fmt.Errorf("the runtime made %d filters from the profile that it made %d of before: %w", len(fresh), len(old), errs.ErrHost)
 	}
 	for i := range old {
-		f.same[old[i]] = new[i]
+		f.same[old[i]] = fresh[i]
 	}
 	return nil
 }

@@ -172,7 +172,7 @@ func processOf(hostPID int) (*blob.Process, error) {
 		return p, nil
 	}
 	p.Creds, p.ExitCode = nil, 0
-	p.Fs = &blob.FS{Umask: uint32(st.Umask)}
+	p.Fs = &blob.FS{Umask: st.Umask}
 	if p.Args, err = argsOf(hostPID); err != nil {
 		return nil, err
 	}
