@@ -170,6 +170,11 @@ func (f *frozen) seize(pid, tid int) (int, error) {
 		if st, e := procfs.ReadStatus(tid); e == nil && st.TracerPID != 0 {
 			return 0, fmt.Errorf("pid %d is traced by process %d: end that first", containerPID(&st), st.TracerPID)
 		}
+		// A task that has ended since it was looked at answers the same
+		// (ptrace_attach in kernel/ptrace.c).
+		if zombie, e := isZombie(tid); zombie || vanished(e) {
+			return 0, nil
+		}
 		return 0, err
 	case err != nil:
 		return 0, err
