@@ -438,7 +438,7 @@ func (l *life) ask(words ...string) (answer string) {
 		var d net.Dialer
 		c, err := d.DialContext(l.ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/s", dir.Fd()))
 		if err != nil {
-			return false, nil //nolint:nilerr // not yet
+			return false, nil // not yet
 		}
 		defer c.Close()
 		if _, err := c.Write([]byte(q.String())); err != nil {
