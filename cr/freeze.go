@@ -437,7 +437,7 @@ func (f *frozen) kill() error {
 			return nil //nolint:nilerr // the cgroup is gone already
 		}
 	}
-	return fmt.Errorf("init %d did not end within %v of SIGKILL: %w", f.c.initPID, freezeBound, errs.ErrTimeout)
+	return fmt.Errorf("init %d and its cgroup did not end within %v of SIGKILL: %w", f.c.initPID, freezeBound, errs.ErrTimeout)
 }
 
 // reap takes the deaths of our tracees, without which they stay zombies.

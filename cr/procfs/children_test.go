@@ -17,7 +17,7 @@ func TestReadChildren(t *testing.T) {
 	pid := linux(t)
 	c := exec.CommandContext(t.Context(), "sleep", "60")
 	if err := c.Start(); err != nil {
-		t.Skip("needs sleep(1):", err)
+		missing(t, "sleep(1): "+err.Error())
 	}
 	defer func() {
 		_ = c.Process.Kill()
@@ -31,7 +31,7 @@ func TestReadChildren(t *testing.T) {
 	for _, tid := range tids {
 		kids, err := ReadChildren(pid, tid)
 		if errors.Is(err, fs.ErrNotExist) {
-			t.Skip("needs a kernel with CONFIG_PROC_CHILDREN")
+			missing(t, "a kernel with CONFIG_PROC_CHILDREN")
 		}
 		if err != nil {
 			t.Fatal(err)

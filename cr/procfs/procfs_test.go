@@ -79,11 +79,20 @@ func replaced(t testing.TB, text, old, by string) string {
 	return strings.Replace(text, old, by, 1)
 }
 
+// missing skips a test for want of something; in CI everything has to be there.
+func missing(t *testing.T, what string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal("missing: " + what)
+	}
+	t.Skip("missing: " + what)
+}
+
 // linux skips a test that reads the machine's own /proc elsewhere.
 func linux(t *testing.T) int {
 	t.Helper()
 	if runtime.GOOS != "linux" {
-		t.Skip("needs Linux's /proc")
+		missing(t, "Linux's /proc")
 	}
 	return os.Getpid()
 }

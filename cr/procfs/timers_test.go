@@ -34,7 +34,7 @@ func TestParseTimers(t *testing.T) {
 func TestReadTimers(t *testing.T) {
 	got, err := ReadTimers(linux(t))
 	if errors.Is(err, fs.ErrNotExist) {
-		t.Skip("needs a kernel with CONFIG_CHECKPOINT_RESTORE")
+		missing(t, "a kernel with CONFIG_CHECKPOINT_RESTORE")
 	}
 	if err != nil {
 		t.Errorf("timers of this process: %v, %v", got, err)

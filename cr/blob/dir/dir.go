@@ -54,8 +54,8 @@ func open(root *os.Root) (*Dir, error) {
 func readState(root *os.Root) (*blob.Image, error) {
 	f, size, err := openRegular(root, blob.StateFile)
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && exists(root, "inventory.img"):
-		return nil, fmt.Errorf("no %s, but an image of CRIU: %w", blob.StateFile, errs.ErrNotImage)
+	case errors.Is(err, fs.ErrNotExist) && exists(root, "inventory.img"): // ours has one for the neighbours' sake
+		return nil, fmt.Errorf("no %s: the image lost it, or CRIU made the image: %w", blob.StateFile, errs.ErrNotImage)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("no %s: %w", blob.StateFile, errs.ErrNotImage)
 	case err != nil:
