@@ -36,6 +36,7 @@ type PageScan struct {
 	Mask       uint64
 	AnyOf      uint64
 	Return     uint64
+	Protect    bool // write-protect what matches, in the same step: see [UFFDWPAsync]
 }
 
 type pmScanArg struct {
@@ -45,17 +46,24 @@ type pmScanArg struct {
 	inverted, mask, anyof, retMk uint64
 }
 
-const ioctlPagemapScan = 0xc0606610
+const (
+	ioctlPagemapScan = 0xc0606610
+	pmScanProtect    = 1 << 0 // PM_SCAN_WP_MATCHING
+)
 
 // Scan fills vec with the runs that match, in order, and returns how many. If
 // it is len(vec) there may be more: go on at the end of the last run. (The
-// kernel's own walk_end can be stale, so it is not returned.) pagemap is an open
+// kernel's own walk_end can be stale, so it is not returned.) With an empty vec
+// all that matches is protected and nothing is told. pagemap is an open
 // /proc/PID/pagemap.
 func (s *PageScan) Scan(pagemap *os.File, vec []PageRegion) (int, error) {
 	arg := pmScanArg{
 		size: uint64(unsafe.Sizeof(pmScanArg{})), start: s.Start, end: s.End,
 		vec: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(vec)))), vecLen: uint64(len(vec)),
 		inverted: s.Inverted, mask: s.Mask, anyof: s.AnyOf, retMk: s.Return,
+	}
+	if s.Protect {
+		arg.flags = pmScanProtect
 	}
 	n, _, errno := unix.Syscall(unix.SYS_IOCTL, pagemap.Fd(), ioctlPagemapScan, uintptr(unsafe.Pointer(&arg)))
 	runtime.KeepAlive(vec)
