@@ -71,8 +71,9 @@ func (a *asm) entry(reg, disp byte) {
 	a.raw(0x49|reg>>3<<2, 0x8b, 0x44|reg&7<<3, 0x24, disp)
 }
 
-// loop makes the r13 calls of the entries at r12.
-func (a *asm) loop() {
+// loop makes the r13 calls of the entries at r12 and returns the offset behind
+// each call. r13 counts a call until its answer is stored.
+func (a *asm) loop() (made int) {
 	top := len(a.b)
 	a.raw(0x4d, 0x85, 0xed) // test r13, r13
 	a.raw(0x74, 0)          // jz done
@@ -81,11 +82,13 @@ func (a *asm) loop() {
 		a.entry(reg, byte(8*i))
 	}
 	a.syscall()
+	made = len(a.b)
 	a.raw(0x49, 0x89, 0x44, 0x24, entryResult) // mov [r12+56], rax
 	a.raw(0x49, 0x83, 0xc4, entrySize)         // add r12, 64
 	a.raw(0x49, 0xff, 0xcd)                    // dec r13
 	a.raw(0xeb, byte(top-len(a.b)-2))          // jmp top
 	a.b[jz-1] = byte(len(a.b) - jz)
+	return made
 }
 
 // notify sends signal ebx to the running thread and returns the offset behind

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/tracer"
 	"golang.org/x/sys/unix"
 )
@@ -223,5 +224,25 @@ func visitOne(ctx context.Context, task *tracer.Task, n int) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(checkCalls(ctx, v, task.TID, n), v.Close(ctx))
+	return errors.Join(checkCalls(ctx, v, task.TID, n), checkLend(ctx, v, task.TID), v.Close(ctx))
+}
+
+// checkLend borrows an eventfd that the task makes.
+func checkLend(ctx context.Context, v *Visitor, tid int) error {
+	st, err := procfs.ReadStatus(tid)
+	if err != nil {
+		return err
+	}
+	return v.Lend(ctx, Call{NR: unix.SYS_EVENTFD2, Args: [6]uint64{7, unix.EFD_CLOEXEC}}, func(fd FD) error {
+		got, err := take(st.TGID, fd)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(got)
+		b := make([]byte, 8)
+		if n, err := unix.Read(got, b); n != 8 || err != nil || b[0] != 7 {
+			return fmt.Errorf("read %d bytes %v of the eventfd: %w", n, b, err)
+		}
+		return nil
+	})
 }

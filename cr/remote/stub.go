@@ -59,6 +59,7 @@ type stub struct {
 	b        []byte
 	first    int // make the call in the registers, keep its answer in r14, then as loop
 	loop     int // make the r13 calls at r12
+	made     int // behind each of these calls
 	done     int // the task stands here when it has, and would go on with leave
 	leave    int // unmap the scratch memory, r15 bytes at r14
 	unmapped int // the task stands here then, and would go on where it was interrupted
@@ -91,7 +92,7 @@ func newStub(tid int, r *unix.PtraceRegs, mask uint64) *stub {
 	a.syscall()
 	a.move(r14, rax)
 	s.loop = len(a.b)
-	a.loop()
+	s.made = a.loop()
 	s.done = a.notify()
 
 	s.leave = len(a.b)

@@ -65,6 +65,7 @@ type Visitor struct {
 	saved unix.PtraceRegs
 	mask  uint64
 	held  []byte // siginfo_t of a guarded signal from elsewhere, to be delivered
+	pause *pause // of the batch that runs; nil: it has none
 
 	options int  // of ptrace, before us
 	arrived bool // a task that was caught had rung the bell

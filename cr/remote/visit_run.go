@@ -89,7 +89,7 @@ func (v *Visitor) judge(st tracer.Stop, end int) (r unix.PtraceRegs, over bool, 
 	switch st.Signal {
 	case v.bell.sig:
 		over = r.Rip == uint64(v.slot)+uint64(end)
-		return r, over, 0, v.hold(over)
+		return r, over, 0, v.hold(over || v.paused(&r))
 	case unix.SIGSTOP:
 		return r, false, int(st.Signal), nil
 	}
@@ -103,7 +103,7 @@ const siTkill = -6
 // bell is told by where the task stands; a signal from elsewhere that arrived
 // just there and swallowed the bell, since standard signals don't queue, is told
 // by its code.
-func (v *Visitor) hold(atEnd bool) error {
+func (v *Visitor) hold(atBell bool) error {
 	if !v.bell.guarded {
 		return nil
 	}
@@ -112,7 +112,7 @@ func (v *Visitor) hold(atEnd bool) error {
 		return err
 	}
 	code := int32(binary.NativeEndian.Uint32(info[8:]))
-	if !atEnd || code != siTkill {
+	if !atBell || code != siTkill {
 		v.held = info
 	}
 	return nil

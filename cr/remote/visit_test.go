@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -169,7 +170,7 @@ func TestVisitStopped(t *testing.T) {
 func visitPoints() []string {
 	return []string{
 		"visit-written", "visit-entered", "visit-masked", "visit-running", "visit-mapped",
-		"visit-batch-written", "visit-batch-done", "visit-closing", "visit-unmapped",
+		"visit-batch-written", "visit-batch-done", "visit-lent", "visit-closing", "visit-unmapped",
 		"visit-unmasked", "visit-left", "visit-erased",
 	}
 }
@@ -259,10 +260,11 @@ func TestVisitKilledKeepsMappings(t *testing.T) {
 		})
 		pid := cmd.Process.Pid
 		until(t, "asleep", func() bool { return state(t, pid) == "S" })
-		before := maps(t, pid)
+		before, fds := maps(t, pid), descriptors(t, pid)
 		for range deaths {
 			killEngine(t, pid)
 		}
+		until(t, "descriptors are as before", func() bool { return slices.Equal(descriptors(t, pid), fds) })
 		until(t, "mappings are as before", func() bool { return maps(t, pid) == before })
 		until(t, "asleep again", func() bool { return state(t, pid) == "S" })
 		if err := visitAll(t.Context(), pid, 80); err != nil {
@@ -284,7 +286,7 @@ func TestVisitFailedKeepsMappings(t *testing.T) {
 	}()
 	pid := cmd.Process.Pid
 	until(t, "asleep", func() bool { return state(t, pid) == "S" })
-	before := maps(t, pid)
+	before, fds := maps(t, pid), descriptors(t, pid)
 	for _, point := range visitPoints() {
 		engine := startReady(t, "visit", fmt.Sprintf("%s=%d", pidEnv, pid), fault.Env+"="+point+"=error")
 		if s := engine.line(); !strings.Contains(s, fmt.Sprintf("fault injected at %q", point)) {
@@ -294,8 +296,45 @@ func TestVisitFailedKeepsMappings(t *testing.T) {
 		if after := maps(t, pid); after != before {
 			t.Fatalf("%s: mappings became\n%s, they were\n%s", point, after, before)
 		}
+		if got := descriptors(t, pid); !slices.Equal(got, fds) {
+			t.Fatalf("%s: descriptors became %v, they were %v", point, got, fds)
+		}
 	}
 	until(t, "asleep again", func() bool { return state(t, pid) == "S" })
+}
+
+// TestVisitKilledLending kills the engine while it has a descriptor of the
+// program's: the program closes it.
+func TestVisitKilledLending(t *testing.T) {
+	needRoot(t)
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill() // ours
+		_ = cmd.Wait()
+	}()
+	pid := cmd.Process.Pid
+	until(t, "asleep", func() bool { return state(t, pid) == "S" })
+	before, fds := maps(t, pid), descriptors(t, pid)
+	engine := startReady(t, "visit", fmt.Sprintf("%s=%d", pidEnv, pid), fault.Env+"=visit-lent=kill")
+	_ = engine.cmd.Wait() // it died
+	until(t, "the descriptor is gone", func() bool { return slices.Equal(descriptors(t, pid), fds) })
+	until(t, "mappings are as before", func() bool { return maps(t, pid) == before })
+}
+
+// descriptors are the numbers that a process has open.
+func descriptors(t *testing.T, pid int) (numbers []string) {
+	t.Helper()
+	names, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range names {
+		numbers = append(numbers, n.Name())
+	}
+	return numbers
 }
 
 // TestVisitQueuedSignals sends signals while their receiver is visited.
