@@ -160,19 +160,12 @@ func (c *claim) covers(ctx context.Context, o *RestoreOptions) (bool, error) {
 // madeAs says which init a container was made with, and when; 0 if there is no
 // such container. runc's record tells even when the init is dead.
 func madeAs(ctx context.Context, o *RestoreOptions) (init int, created time.Time, err error) {
-	for _, root := range stateRoots(o.Root) {
-		b, err := os.ReadFile(filepath.Join(root, o.ID, "state.json"))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return 0, created, err
-		}
-		var st runcState
-		if err := json.Unmarshal(b, &st); err != nil {
-			return 0, created, fmt.Errorf("state.json: %w", err)
-		}
-		return st.InitPID, st.Created, nil
+	init, created, err = recordedAs(o)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return init, created, err
+	}
+	if filepath.Base(o.Runtime) == "runc" {
+		return 0, created, nil // it has no other record, and to ask it takes as long as to restore a small container
 	}
 	out, err := runRuntime(ctx, o.Runtime, append(slices.Clone(o.RuntimeArgs), "state", o.ID), nil)
 	if err != nil {
@@ -186,6 +179,23 @@ func madeAs(ctx context.Context, o *RestoreOptions) (init int, created time.Time
 		return 0, created, fmt.Errorf("state: %w", err)
 	}
 	return st.Pid, st.Created, nil
+}
+
+// recordedAs is madeAs by runc's record; fs.ErrNotExist: there is none.
+func recordedAs(o *RestoreOptions) (init int, created time.Time, err error) {
+	dir, err := stateDir(o.Root, o.ID)
+	if err != nil {
+		return 0, created, err
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "state.json"))
+	if err != nil {
+		return 0, created, err
+	}
+	var st runcState
+	if err := json.Unmarshal(b, &st); err != nil {
+		return 0, created, fmt.Errorf("state.json: %w", err)
+	}
+	return st.InitPID, st.Created, nil
 }
 
 // drop ends the claim. It may be called twice.

@@ -96,17 +96,28 @@ func stateRoots(root string) []string {
 	return roots
 }
 
+// stateDir is where runc keeps what it knows of a container; fs.ErrNotExist: it
+// knows none of that name.
+func stateDir(root, id string) (string, error) {
+	err := fs.ErrNotExist
+	for _, r := range stateRoots(root) {
+		dir := filepath.Join(r, id)
+		if _, err = os.Stat(filepath.Join(dir, "state.json")); err == nil {
+			return dir, nil
+		}
+	}
+	return "", err
+}
+
 func (c *container) fromRunc(root string) (map[string]string, error) {
 	if c.id == "" || c.id != filepath.Base(c.id) || c.id == ".." || c.id == "." {
 		return nil, fmt.Errorf("%q is not a container id", c.id)
 	}
-	var b []byte
-	err := fs.ErrNotExist
-	for _, r := range stateRoots(root) {
-		if b, err = os.ReadFile(filepath.Join(r, c.id, "state.json")); err == nil {
-			break
-		}
+	dir, err := stateDir(root, c.id)
+	if err != nil {
+		return nil, err
 	}
+	b, err := os.ReadFile(filepath.Join(dir, "state.json"))
 	if err != nil {
 		return nil, err
 	}

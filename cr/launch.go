@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,13 +74,7 @@ func launch(ctx context.Context, o *RestoreOptions, u *undo.Stack) (b *blank, er
 	if err := fault.Point("seized-init"); err != nil {
 		return nil, err
 	}
-	started := make(chan error, 1)
-	go func() { started <- l.run(ctx, nil, "start", o.ID) }()
-	if err := b.awaitExec(ctx); err != nil {
-		err = errors.Join(err, b.kill()) // else the runtime may wait for it for ever
-		return nil, errors.Join(<-started, err)
-	}
-	if err := <-started; err != nil {
+	if err := l.start(ctx, b); err != nil {
 		return nil, err
 	}
 	u.Add(func(context.Context) error { return init.closeStdio() })
@@ -116,6 +111,48 @@ func (l *launcher) create(ctx context.Context, u *undo.Stack) error {
 		return err
 	})
 	return nil
+}
+
+// start lets the runtime's init go on to the exec of its program.
+func (l *launcher) start(ctx context.Context, b *blank) error {
+	fifo, err := l.execFIFO()
+	if err == nil {
+		return l.startByFIFO(ctx, b, fifo)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	started := make(chan error, 1)
+	go func() { started <- l.run(ctx, nil, "start", l.o.ID) }()
+	if err := b.awaitExec(ctx); err != nil {
+		err = errors.Join(err, b.kill()) // else the runtime may wait for it for ever
+		return errors.Join(<-started, err)
+	}
+	return <-started
+}
+
+// execFIFO opens the FIFO at which runc's init waits for `runc start`:
+// fs.ErrNotExist where there is none, or where start has more to do.
+func (l *launcher) execFIFO() (*os.File, error) {
+	if os.Getenv("NOTIFY_SOCKET") != "" { // start waits for the program's own word
+		return nil, fs.ErrNotExist
+	}
+	dir, err := stateDir(l.o.Root, l.o.ID)
+	if err != nil {
+		return nil, err
+	}
+	return os.OpenFile(filepath.Join(dir, "exec.fifo"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+}
+
+// startByFIFO does what `runc start` does (libcontainer's exec): it opens the
+// FIFO for reading, for which init waits, and removes it, for which runc calls
+// the container running. To run the command takes longer than to restore a shell.
+func (l *launcher) startByFIFO(ctx context.Context, b *blank, fifo *os.File) error {
+	err := b.awaitExec(ctx)
+	if err == nil {
+		err = os.Remove(fifo.Name())
+	}
+	return errors.Join(err, fifo.Close())
 }
 
 // run runs the OCI runtime with a log of its own: that is where it says what
