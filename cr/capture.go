@@ -203,7 +203,7 @@ func (c *capturer) memory(ctx context.Context, ref object.ProcRef, mm *blob.MM) 
 	if err := describeMM(ctx, ref, mm, c.objects, c.contents); err != nil {
 		return err
 	}
-	return c.saver.AddressSpace(ref.HostPID, mm, len(c.f.processes) > 1)
+	return c.saver.AddressSpace(ref.HostPID, mm, len(c.f.processes) > 1, nil)
 }
 
 // namespaces records the namespaces and packs the tmpfs mounts.

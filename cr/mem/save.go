@@ -64,6 +64,7 @@ type job struct {
 	spans    []span
 	pages    int
 	keepZero bool // zeros must be stored: a file lies beneath
+	noteZero bool // zeros get an extent, of zeroChunk
 	list     *[]*blob.Extent
 }
 
@@ -88,7 +89,10 @@ func (s *Saver) Copied() int64 { return s.copied.Load() }
 // it looks for page frames that an address space saved before holds too: worth
 // it where processes were forked from each other. mm's extents are complete
 // after Wait.
-func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool) error {
+//
+// t, which may be nil, has followed the process while it ran: what it has saved
+// already and was not written since is not copied again.
+func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool, t *Tracker) error {
 	pagemap, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
 	if err != nil {
 		return err
@@ -106,7 +110,12 @@ func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool) error {
 		if sharing {
 			add = func(r span) error { return s.unshare(pagemap, r, own, common) }
 		}
-		if err := scanVMA(pagemap, v, s.regions, add); err != nil {
+		if t != nil && v.Kind == blob.VMA_ANON {
+			err = s.rest(t, v, &mm.Extents, add)
+		} else {
+			err = scanVMA(pagemap, v, s.regions, add)
+		}
+		if err != nil {
 			return err
 		}
 		if err := errors.Join(own.flush(), common.flush()); err != nil {
@@ -120,31 +129,36 @@ func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool) error {
 // that others map too to common, and notes a reference for the ones that have
 // been saved with another.
 func (s *Saver) unshare(pagemap *os.File, r span, own, common *batcher) error {
-	for r.start < r.end {
-		part := span{r.start, min(r.end, r.start+ChunkSize)}
-		frames, err := pageFrames(pagemap, part, s.frames)
-		if err != nil {
+	return eachFrame(pagemap, r, s.frames, func(addr, entry uint64) error {
+		page := span{addr, addr + PageSize}
+		pfn := entry & pmPFN
+		if entry&pmPresent == 0 || entry&pmExclusive != 0 || pfn == 0 {
+			return own.add(page)
+		}
+		if owner, ok := s.shared[pfn]; ok {
+			s.refer(common.job.list, addr, owner)
+			return nil
+		}
+		s.shared[pfn] = frameOwner{common.job.list, addr}
+		return common.add(page)
+	})
+}
+
+// rest saves what t has not saved of v as it is now.
+func (s *Saver) rest(t *Tracker, v *blob.VMA, list *[]*blob.Extent, add func(span) error) error {
+	saved, rest, err := t.split(v, s.regions)
+	if err != nil {
+		return err
+	}
+	saved = slices.DeleteFunc(saved, func(e *blob.Extent) bool { return e.Chunk == zeroChunk })
+	s.mu.Lock()
+	*list = append(*list, saved...)
+	s.extents[list] = struct{}{}
+	s.mu.Unlock()
+	for _, r := range rest {
+		if err := add(r); err != nil {
 			return err
 		}
-		for i, e := range frames {
-			addr := part.start + uint64(i)*PageSize
-			pfn := e & pmPFN
-			if e&pmPresent == 0 || e&pmExclusive != 0 || pfn == 0 {
-				if err := own.add(span{addr, addr + PageSize}); err != nil {
-					return err
-				}
-				continue
-			}
-			if owner, ok := s.shared[pfn]; ok {
-				s.refer(common.job.list, addr, owner)
-				continue
-			}
-			s.shared[pfn] = frameOwner{common.job.list, addr}
-			if err := common.add(span{addr, addr + PageSize}); err != nil {
-				return err
-			}
-		}
-		r.start = part.end
 	}
 	return nil
 }
@@ -259,7 +273,9 @@ func (s *Saver) work() error {
 
 func (s *Saver) copyChunk(j *job, buf []byte) error {
 	raw := buf[:j.pages*PageSize]
-	if err := j.src.read(raw, j.spans); err != nil {
+	if err := j.src.read(raw, j.spans); errors.Is(err, errVanished) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	s.copied.Add(int64(len(raw)))
@@ -270,7 +286,9 @@ func (s *Saver) copyChunk(j *job, buf []byte) error {
 			return err
 		}
 		for _, e := range ext {
-			e.Chunk = chunk
+			if e.Chunk != zeroChunk {
+				e.Chunk = chunk
+			}
 		}
 	}
 	s.mu.Lock()
@@ -293,6 +311,9 @@ func index(j *job, raw []byte) (ext []*blob.Extent, kept int) {
 			at++
 			if !j.keepZero && string(page) == string(zeroPage[:]) {
 				last = nil
+				if j.noteZero {
+					ext = appendZero(ext, addr)
+				}
 				continue
 			}
 			if kept != at-1 {

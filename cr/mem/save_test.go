@@ -83,7 +83,7 @@ func saveSpaces(t *testing.T, sharing bool, pids []int, mms []*blob.MM) *saved {
 	s := NewSaver(t.Context(), store)
 	var err error
 	for i, pid := range pids {
-		err = errors.Join(err, s.AddressSpace(pid, mms[i], sharing))
+		err = errors.Join(err, s.AddressSpace(pid, mms[i], sharing, nil))
 	}
 	if err := errors.Join(err, s.Wait()); err != nil {
 		t.Fatal(err)
@@ -300,7 +300,7 @@ func TestSaverFails(t *testing.T) {
 	}
 
 	s = NewSaver(t.Context(), NewStore(tempFile(t)))
-	if err := s.AddressSpace(1<<30, &blob.MM{}, false); !errors.Is(err, os.ErrNotExist) {
+	if err := s.AddressSpace(1<<30, &blob.MM{}, false, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("nobody's memory: %v", err)
 	}
 	if err := s.Wait(); err != nil {

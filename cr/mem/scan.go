@@ -32,13 +32,18 @@ func scanVMA(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion, f func(span) e
 		scan.Mask |= sys.PageFile
 		scan.Inverted |= sys.PageFile
 	}
+	return eachRegion(pagemap, scan, vec, func(r sys.PageRegion) error { return f(span{r.Start, r.End}) })
+}
+
+// eachRegion calls f for each run that scan finds. vec is room for some of them.
+func eachRegion(pagemap *os.File, scan sys.PageScan, vec []sys.PageRegion, f func(sys.PageRegion) error) error {
 	for {
 		n, err := scan.Scan(pagemap, vec)
 		if err != nil {
 			return err
 		}
 		for _, r := range vec[:n] {
-			if err := f(span{r.Start, r.End}); err != nil {
+			if err := f(r); err != nil {
 				return err
 			}
 		}
@@ -64,4 +69,23 @@ func pageFrames(pagemap *os.File, s span, buf []byte) ([]uint64, error) {
 		return nil, fmt.Errorf("pagemap of %x-%x: %w", s.start, s.end, err)
 	}
 	return sys.PageEntries(buf[:n]), nil
+}
+
+// eachFrame calls f for each page of r with its entry in the pagemap. buf is
+// room for those of one chunk.
+func eachFrame(pagemap *os.File, r span, buf []byte, f func(addr, entry uint64) error) error {
+	for r.start < r.end {
+		part := span{r.start, min(r.end, r.start+ChunkSize)}
+		frames, err := pageFrames(pagemap, part, buf)
+		if err != nil {
+			return err
+		}
+		for i, e := range frames {
+			if err := f(part.start+uint64(i)*PageSize, e); err != nil {
+				return err
+			}
+		}
+		r.start = part.end
+	}
+	return nil
 }

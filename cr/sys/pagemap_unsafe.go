@@ -36,7 +36,8 @@ type PageScan struct {
 	Mask       uint64
 	AnyOf      uint64
 	Return     uint64
-	Protect    bool // write-protect what matches, in the same step: see [UFFDWPAsync]
+	Protect    bool // write-protect what matches, in the same step; passes over what no UFFDWPAsync watches
+	Watched    bool // answer EPERM where a mapping is not watched by UFFDWPAsync
 }
 
 type pmScanArg struct {
@@ -49,6 +50,7 @@ type pmScanArg struct {
 const (
 	ioctlPagemapScan = 0xc0606610
 	pmScanProtect    = 1 << 0 // PM_SCAN_WP_MATCHING
+	pmScanWatched    = 1 << 1 // PM_SCAN_CHECK_WPASYNC
 )
 
 // Scan fills vec with the runs that match, in order, and returns how many. If
@@ -63,7 +65,10 @@ func (s *PageScan) Scan(pagemap *os.File, vec []PageRegion) (int, error) {
 		inverted: s.Inverted, mask: s.Mask, anyof: s.AnyOf, retMk: s.Return,
 	}
 	if s.Protect {
-		arg.flags = pmScanProtect
+		arg.flags |= pmScanProtect
+	}
+	if s.Watched {
+		arg.flags |= pmScanWatched
 	}
 	n, _, errno := unix.Syscall(unix.SYS_IOCTL, pagemap.Fd(), ioctlPagemapScan, uintptr(unsafe.Pointer(&arg)))
 	runtime.KeepAlive(vec)

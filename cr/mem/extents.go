@@ -1,0 +1,112 @@
+package mem
+
+import (
+	"math"
+	"slices"
+
+	"github.com/stasis-cr/stasis/cr/blob"
+)
+
+// zeroChunk is the chunk of pages that were read and are zero. It stands in the
+// lists of a [Tracker] only: an image has no extents for them.
+const zeroChunk = math.MaxUint32
+
+// Lists of extents are ascending and disjoint, as those of an image; so are
+// lists of spans. The functions here don't change what they are given.
+
+func extentEnd(e *blob.Extent) uint64 { return e.Start + uint64(e.Pages)*PageSize }
+
+// part is the piece of e in s, which it overlaps.
+func part(e *blob.Extent, s span) *blob.Extent {
+	start, end := max(e.Start, s.start), min(extentEnd(e), s.end)
+	p := &blob.Extent{Start: start, Pages: uint32((end - start) / PageSize), Chunk: e.Chunk, Page: e.Page}
+	if e.Chunk != zeroChunk {
+		p.Page += uint32((start - e.Start) / PageSize)
+	}
+	return p
+}
+
+// within returns the parts of list that lie in spans.
+func within(list []*blob.Extent, spans []span) []*blob.Extent {
+	var out []*blob.Extent
+	for i, j := 0, 0; i < len(list) && j < len(spans); {
+		e, s := list[i], spans[j]
+		if e.Start < s.end && s.start < extentEnd(e) {
+			out = append(out, part(e, s))
+		}
+		if extentEnd(e) < s.end {
+			i++
+		} else {
+			j++
+		}
+	}
+	return out
+}
+
+// without returns the parts of spans that no extent of list covers.
+func without(spans []span, list []*blob.Extent) []span {
+	var out []span
+	i := 0
+	for _, s := range spans {
+		for i < len(list) && extentEnd(list[i]) <= s.start {
+			i++
+		}
+		at := s.start
+		for j := i; j < len(list) && list[j].Start < s.end; j++ {
+			if list[j].Start > at {
+				out = append(out, span{at, list[j].Start})
+			}
+			at = max(at, extentEnd(list[j]))
+		}
+		if at < s.end {
+			out = append(out, span{at, s.end})
+		}
+	}
+	return out
+}
+
+// overlay returns the extents of both lists; where they overlap, those of above.
+func overlay(below, above []*blob.Extent) []*blob.Extent {
+	if len(below) == 0 || len(above) == 0 {
+		return slices.Concat(below, above)
+	}
+	seen := make([]span, 0, len(below))
+	for _, e := range below {
+		seen = append(seen, span{e.Start, extentEnd(e)})
+	}
+	out := append(within(below, without(seen, above)), above...)
+	sortExtents(out)
+	return out
+}
+
+// appendZero adds a page of zeros to the end of list.
+func appendZero(list []*blob.Extent, addr uint64) []*blob.Extent {
+	if n := len(list); n > 0 && list[n-1].Chunk == zeroChunk && extentEnd(list[n-1]) == addr {
+		list[n-1].Pages++
+		return list
+	}
+	return append(list, &blob.Extent{Start: addr, Pages: 1, Chunk: zeroChunk})
+}
+
+// union returns the spans of both lists, joined where they meet.
+func union(a, b []span) []span {
+	all := slices.Concat(a, b)
+	slices.SortFunc(all, func(x, y span) int {
+		switch {
+		case x.start < y.start:
+			return -1
+		case x.start > y.start:
+			return 1
+		}
+		return 0
+	})
+	var out []span
+	for _, s := range all {
+		if n := len(out); n > 0 && out[n-1].end >= s.start {
+			out[n-1].end = max(out[n-1].end, s.end)
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}

@@ -1,0 +1,189 @@
+package mem
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stasis-cr/stasis/cr/blob"
+	"github.com/stasis-cr/stasis/cr/sys"
+)
+
+// A Tracker follows which private pages of one process are written while it
+// runs, so that most of them can be saved before it is stopped.
+//
+// A userfaultfd with WP_ASYNC watches the memory. PAGEMAP_SCAN lists the pages
+// that were written since they were protected last, and protects them again, in
+// one step for each page: what is read afterwards is what the page holds, or the
+// page is in the next list. The kernel resolves a write to a protected page by
+// itself, so nobody waits for us, and if we die nothing is left.
+//
+// What a list can't show is not trusted: memory that is not watched when it is
+// asked about (mapped since, moved by mremap, another's by fork) counts as
+// written. (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst.)
+type Tracker struct {
+	pid     int
+	uffd    *os.File
+	pagemap *os.File
+	watched []span
+
+	pass []*blob.Extent // where the pages of the pass that goes on are
+	base []*blob.Extent // where those of all passes before are
+}
+
+// NewTracker begins to follow a process with a userfaultfd of its memory, which
+// becomes the tracker's. Precondition: nobody has used the userfaultfd yet.
+// EINVAL means that the kernel can't do it.
+func NewTracker(pid int, uffd *os.File) (*Tracker, error) {
+	if _, err := sys.UFFDHandshake(uffd, sys.UFFDWPAsync|sys.UFFDWPUnpopulated); err != nil {
+		return nil, errors.Join(fmt.Errorf("userfaultfd of process %d: %w", pid, err), uffd.Close())
+	}
+	pagemap, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
+	if err != nil {
+		return nil, errors.Join(err, uffd.Close())
+	}
+	return &Tracker{pid: pid, uffd: uffd, pagemap: pagemap}, nil
+}
+
+// Watch adds the mapping [start, end), of private anonymous memory. One that
+// can't be watched is left out: it counts as written.
+func (t *Tracker) Watch(start, end uint64) error {
+	err := sys.UFFDRegister(t.uffd, start, end, sys.UFFDWP)
+	switch {
+	case err == nil:
+		t.watched = append(t.watched, span{start, end})
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPERM), errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOMEM):
+		return nil // gone or changed since it was listed, not writable, or the program's own userfaultfd watches it
+	}
+	return err
+}
+
+// Close ends it. That takes the kernel 30 ms for a GiB: the process had better
+// not wait for it.
+func (t *Tracker) Close() error { return errors.Join(t.uffd.Close(), t.pagemap.Close()) }
+
+// changed is the scan for the pages that must be saved and were written.
+func changed(s span) sys.PageScan {
+	return sys.PageScan{
+		Start: s.start, End: s.end,
+		AnyOf:    sys.PagePresent | sys.PageSwapped,
+		Mask:     sys.PageWritten | sys.PagePFNZero,
+		Inverted: sys.PagePFNZero,
+		Return:   sys.PagePresent,
+	}
+}
+
+// Written is how many bytes have been written since the last pass.
+func (t *Tracker) Written() (bytes int64, err error) {
+	vec := make([]sys.PageRegion, scanBatch)
+	for _, w := range t.watched {
+		err := eachRegion(t.pagemap, changed(w), vec, func(r sys.PageRegion) error {
+			bytes += int64(r.End - r.Start)
+			return nil
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return bytes, nil
+}
+
+// Protect begins a round without saving anything: what is written from now on
+// is counted by Written.
+func (t *Tracker) Protect() error {
+	for _, w := range t.watched {
+		scan := changed(w)
+		scan.Protect = true
+		if _, err := scan.Scan(t.pagemap, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Pass hands what was written since the last pass, all in the first one, to s,
+// and returns how many bytes that are. With sharing set, pages that other
+// processes map too are left for the time when all are stopped: only then can it
+// be told which are the same. The caller calls Passed when s has saved them.
+func (t *Tracker) Pass(s *Saver, sharing bool) (bytes int64, err error) {
+	b := &batcher{saver: s, job: job{src: &liveMemory{taskMemory{pid: t.pid}}, noteZero: true, list: &t.pass}}
+	add := func(r span) error {
+		bytes += int64(r.end - r.start)
+		return b.add(r)
+	}
+	each := add
+	if sharing {
+		each = func(r span) error { return s.exclusive(t.pagemap, r, add) }
+	}
+	for _, w := range t.watched {
+		scan := changed(w)
+		scan.Protect = true
+		err := eachRegion(t.pagemap, scan, s.regions, func(r sys.PageRegion) error { return each(span{r.Start, r.End}) })
+		if err != nil {
+			return bytes, err
+		}
+	}
+	return bytes, b.flush()
+}
+
+// Passed ends a pass: the pages that it handed over are saved.
+func (t *Tracker) Passed() {
+	sortExtents(t.pass)
+	t.base = overlay(t.base, t.pass)
+	t.pass = nil
+}
+
+// split sorts the pages of v, which must be saved, into those that a pass has
+// saved as they are now, and those that must be copied. The process is stopped.
+func (t *Tracker) split(v *blob.VMA, vec []sys.PageRegion) (saved []*blob.Extent, rest []span, err error) {
+	scan := changed(span{v.Start, v.End})
+	scan.Mask &^= sys.PageWritten
+	scan.Return |= sys.PageWritten
+	scan.Watched = true
+	var clean, dirty []span
+	err = eachRegion(t.pagemap, scan, vec, func(r sys.PageRegion) error {
+		if r.Categories&sys.PageWritten != 0 {
+			dirty = append(dirty, span{r.Start, r.End})
+		} else {
+			clean = append(clean, span{r.Start, r.End})
+		}
+		return nil
+	})
+	if errors.Is(err, unix.EPERM) { // not watched
+		scan.Watched, clean, dirty = false, nil, nil
+		err = eachRegion(t.pagemap, scan, vec, func(r sys.PageRegion) error {
+			dirty = append(dirty, span{r.Start, r.End})
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	saved = within(t.base, clean)
+	return saved, union(dirty, without(clean, saved)), nil
+}
+
+// liveMemory reads the memory of a running process. What has gone meanwhile is
+// errVanished.
+type liveMemory struct{ taskMemory }
+
+var errVanished = errors.New("memory has gone while it was read")
+
+func (m *liveMemory) read(b []byte, spans []span) error {
+	if err := m.taskMemory.read(b, spans); err != nil {
+		return fmt.Errorf("%w: %w", errVanished, err)
+	}
+	return nil
+}
+
+// exclusive calls add for the pages of r that no other process maps.
+func (s *Saver) exclusive(pagemap *os.File, r span, add func(span) error) error {
+	return eachFrame(pagemap, r, s.frames, func(addr, entry uint64) error {
+		if entry&pmPresent != 0 && entry&pmExclusive == 0 {
+			return nil
+		}
+		return add(span{addr, addr + PageSize})
+	})
+}
