@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -24,31 +25,35 @@ const (
 	lendCalls
 )
 
-// Lend makes a call that answers a descriptor, passes its number in the task to
-// take, and has the task close it again. Nobody else in the task's process may
-// be counted on to leave the number alone meanwhile, but nobody knows it.
-// Whatever happens to us, the descriptor does not stay.
-func (v *Visitor) Lend(ctx context.Context, call Call, take func(FD) error) error {
+// Lend makes a call that answers a descriptor, duplicates it for us, and has the
+// task close it again: whatever happens to us, it does not stay there. The file
+// is the caller's; name is for its errors.
+func (v *Visitor) Lend(ctx context.Context, call Call, name string) (f *os.File, err error) {
 	defer v.Reset()
-	calls, at, err := v.loan(call)
+	st, err := procfs.ReadTaskStatus(v.t.TID, v.t.TID)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	calls, at, err := v.loan(call, &st)
+	if err != nil {
+		return nil, err
 	}
 	taken := errors.New("the task did not come to the place where it lends")
-	v.pause = &pause{left: lendCalls - lendRing, f: func() {
-		taken = v.lent(at, take)
-	}}
+	v.pause = &pause{left: lendCalls - lendRing, f: func() { f, taken = v.lent(at, st.TGID, name) }}
 	err = v.Batch(ctx, calls)
 	v.pause = nil
-	if err != nil {
-		return err
-	}
 	for i := range calls {
-		if _, err := calls[i].Result(); err != nil {
-			return fmt.Errorf("system call %d: %w", calls[i].NR, err)
+		if _, e := calls[i].Result(); err == nil && e != nil {
+			err = fmt.Errorf("system call %d for the %s: %w", calls[i].NR, name, e)
 		}
 	}
-	return taken
+	if err == nil {
+		err = taken
+	}
+	if err != nil && f != nil {
+		err, f = errors.Join(err, f.Close()), nil
+	}
+	return f, err
 }
 
 // pause is a place in a batch where the task waits while f runs: behind the
@@ -60,11 +65,7 @@ type pause struct {
 
 // loan makes the calls and says where the answer of the first will lie. at is
 // where Batch puts the calls: behind what was pushed.
-func (v *Visitor) loan(call Call) (calls []Call, at Addr, err error) {
-	st, err := procfs.ReadTaskStatus(v.t.TID, v.t.TID)
-	if err != nil {
-		return nil, 0, err
-	}
+func (v *Visitor) loan(call Call, st *procfs.Status) (calls []Call, at Addr, err error) {
 	if len(st.NStgid) == 0 || len(st.NSpid) == 0 {
 		return nil, 0, fmt.Errorf("task %d has no number in its pid namespace", v.t.TID)
 	}
@@ -87,20 +88,25 @@ func (v *Visitor) loan(call Call) (calls []Call, at Addr, err error) {
 	}, at, v.Write(iov, b)
 }
 
-// lent hands over the descriptor while the task waits.
-func (v *Visitor) lent(at Addr, take func(FD) error) error {
+// lent duplicates the descriptor, whose number is at, while the task waits. That
+// there is none, Lend finds among the answers.
+func (v *Visitor) lent(at Addr, tgid int, name string) (*os.File, error) {
 	if err := fault.Point("visit-lent"); err != nil {
-		return err
+		return nil, err
 	}
 	b := make([]byte, 8)
 	if err := v.Read(at, b); err != nil {
-		return err
+		return nil, err
 	}
 	fd, err := result(binary.LittleEndian.Uint64(b))
 	if err != nil {
-		return nil //nolint:nilerr // Lend finds it among the answers
+		return nil, err
 	}
-	return take(FD(fd))
+	got, err := take(tgid, FD(fd))
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(got), name), nil
 }
 
 // paused runs what is to be done at the pause if a task that stands at r, where

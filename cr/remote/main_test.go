@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/tracer"
 	"golang.org/x/sys/unix"
 )
@@ -224,25 +223,22 @@ func visitOne(ctx context.Context, task *tracer.Task, n int) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(checkCalls(ctx, v, task.TID, n), checkLend(ctx, v, task.TID), v.Close(ctx))
+	return errors.Join(checkCalls(ctx, v, task.TID, n), checkLend(ctx, v), v.Close(ctx))
 }
 
 // checkLend borrows an eventfd that the task makes.
-func checkLend(ctx context.Context, v *Visitor, tid int) error {
-	st, err := procfs.ReadStatus(tid)
+func checkLend(ctx context.Context, v *Visitor) error {
+	f, err := v.Lend(ctx, Call{NR: unix.SYS_EVENTFD2, Args: [6]uint64{7, unix.EFD_CLOEXEC}}, "eventfd")
 	if err != nil {
 		return err
 	}
-	return v.Lend(ctx, Call{NR: unix.SYS_EVENTFD2, Args: [6]uint64{7, unix.EFD_CLOEXEC}}, func(fd FD) error {
-		got, err := take(st.TGID, fd)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(got)
-		b := make([]byte, 8)
-		if n, err := unix.Read(got, b); n != 8 || err != nil || b[0] != 7 {
-			return fmt.Errorf("read %d bytes %v of the eventfd: %w", n, b, err)
-		}
-		return nil
-	})
+	defer f.Close()
+	b := make([]byte, 8)
+	if n, err := f.Read(b); n != 8 || err != nil || b[0] != 7 {
+		return fmt.Errorf("read %d bytes %v of the eventfd: %w", n, b, err)
+	}
+	if f, err := v.Lend(ctx, Call{NR: unix.SYS_EVENTFD2, Args: [6]uint64{0, 2}}, "eventfd"); !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("a call that fails lends %v: %w", f, err)
+	}
+	return nil
 }
