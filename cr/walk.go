@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,7 +46,7 @@ func family(init int) ([]int, error) {
 }
 
 func childrenOf(pid, tid int) ([]int, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, tid))
+	b, err := procfs.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, tid))
 	if err != nil {
 		return nil, err
 	}
@@ -64,22 +63,9 @@ func childrenOf(pid, tid int) ([]int, error) {
 
 // threadsOf lists the threads of a process, the leader first.
 func threadsOf(pid int) ([]int, error) {
-	d, err := os.Open(fmt.Sprintf("/proc/%d/task", pid))
+	out, err := procfs.ReadTasks(pid)
 	if err != nil {
 		return nil, err
-	}
-	defer d.Close() //nolint:errcheck // read only
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]int, 0, len(names))
-	for _, n := range names {
-		tid, err := strconv.Atoi(n)
-		if err != nil {
-			return nil, fmt.Errorf("task of %d: %w", pid, err)
-		}
-		out = append(out, tid)
 	}
 	slices.Sort(out)
 	if i := slices.Index(out, pid); i > 0 {

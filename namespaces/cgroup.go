@@ -2,10 +2,10 @@ package namespaces
 
 import (
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/stasis-cr/stasis/cr/errs"
+	"github.com/stasis-cr/stasis/cr/procfs"
 )
 
 // checkCgroup refuses a task that was moved to another cgroup than its init's:
@@ -32,7 +32,7 @@ func checkCgroup(initPID, pid int) error {
 // cgroups returns the path in each hierarchy by its controllers; those of
 // version 2 are "unified" (cgroups(7), /proc/pid/cgroup).
 func cgroups(pid int) (map[string]string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	b, err := procfs.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/errs"
+	"github.com/stasis-cr/stasis/cr/procfs"
 )
 
 // describeTime records how far the container's clocks are from the host's
@@ -36,7 +37,7 @@ func timeOffsets(pid int) (string, error) {
 	if private, err := Private(pid, "time"); err != nil || !private {
 		return "", err
 	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/timens_offsets", pid))
+	b, err := procfs.ReadFile(fmt.Sprintf("/proc/%d/timens_offsets", pid))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", err
 	}

@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/errs"
-	"golang.org/x/sys/unix"
+	"github.com/stasis-cr/stasis/cr/procfs"
 )
 
 // describeUser records which of the host's ids the container's are. They come
@@ -41,7 +42,7 @@ func checkUser(ctx context.Context, pid int, was *blob.Namespaces) error {
 // idMap returns the ranges of one map, separated by commas, numbers by single
 // spaces.
 func idMap(pid int, file string) (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
+	b, err := procfs.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
 	if err != nil {
 		return "", err
 	}

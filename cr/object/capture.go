@@ -11,6 +11,7 @@ import (
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/errs"
+	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/sys"
 
 	"golang.org/x/sys/unix"
@@ -153,25 +154,9 @@ func (c *Capture) gone(p ProcRef, err error) error {
 
 // descriptors lists the open descriptor numbers of a process, ascending.
 func descriptors(pid int) ([]int, error) {
-	dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close() //nolint:errcheck // read only
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	numbers := make([]int, 0, len(names))
-	for _, name := range names {
-		n, err := strconv.Atoi(name)
-		if err != nil {
-			return nil, fmt.Errorf("/proc/%d/fd: %w", pid, err)
-		}
-		numbers = append(numbers, n)
-	}
+	numbers, err := procfs.ReadFDs(pid)
 	slices.Sort(numbers)
-	return numbers, nil
+	return numbers, err
 }
 
 // descriptor captures one descriptor. The answers are nil if it vanished or was

@@ -1,13 +1,14 @@
 package object
 
 import (
-	"bufio"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stasis-cr/stasis/cr/procfs"
 )
 
 // load looks once at what all descriptions are compared with: the container's
@@ -38,23 +39,13 @@ func (c *Capture) load() error {
 
 // mountIDs reads the first field of every line of mountinfo.
 func mountIDs(path string) (map[uint64]bool, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // read only
 	ids := map[uint64]bool{}
-	s := bufio.NewScanner(f)
-	s.Buffer(nil, 1<<20)
-	for s.Scan() {
-		first, _, _ := strings.Cut(s.Text(), " ")
+	return ids, procfs.Each(path, func(line string) error {
+		first, _, _ := strings.Cut(line, " ")
 		id, err := strconv.ParseUint(first, 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
 		ids[id] = true
-	}
-	return ids, s.Err()
+		return err
+	})
 }
 
 // terminals lists the pseudo-terminals that init has as stdio.

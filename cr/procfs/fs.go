@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/stasis-cr/stasis/cr/errs"
@@ -24,11 +25,11 @@ const Proc FS = "/proc"
 func read[T any](root FS, parse func(io.Reader) (T, error), parts ...string) (T, error) {
 	var none T
 	name := filepath.Join(append([]string{string(root)}, parts...)...)
-	f, err := os.Open(name)
+	f, err := open(name)
 	if err != nil {
 		return none, root.gone(err, parts[0])
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.close()
 	v, err := parse(f)
 	if err != nil {
 		return none, root.gone(fmt.Errorf("%s: %w", name, err), parts[0])
@@ -54,16 +55,93 @@ func (root FS) gone(err error, pid string) error {
 	return err
 }
 
+// file is an open file of /proc. It spares what os.File does for files that may
+// be anything (fstat, fcntl, an attempt to poll): a stopped container waits.
+type file struct {
+	fd   int
+	name string
+}
+
+func open(name string) (file, error) {
+	for {
+		fd, err := syscall.Open(name, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil {
+			return file{}, &fs.PathError{Op: "open", Path: name, Err: err}
+		}
+		return file{fd, name}, nil
+	}
+}
+
+// Read is that of [io.Reader].
+func (f file) Read(b []byte) (int, error) {
+	for {
+		n, err := syscall.Read(f.fd, b)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+			continue
+		case err != nil:
+			return 0, &fs.PathError{Op: "read", Path: f.name, Err: err}
+		case n == 0 && len(b) > 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+}
+
+// names lists a folder.
+func (f file) names() (names []string, err error) {
+	b := make([]byte, 8<<10)
+	for {
+		n, err := syscall.ReadDirent(f.fd, b)
+		if err != nil {
+			return nil, &fs.PathError{Op: "readdirent", Path: f.name, Err: err}
+		}
+		if n <= 0 {
+			return names, nil
+		}
+		_, _, names = syscall.ParseDirent(b[:n], -1, names)
+	}
+}
+
+func (f file) close() { _ = syscall.Close(f.fd) } //nolint:errcheck // read only
+
+// ReadFile reads a whole file of /proc.
+func ReadFile(name string) ([]byte, error) {
+	f, err := open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.close()
+	return io.ReadAll(f)
+}
+
+// Each calls f for each line of a file of /proc, without its end.
+func Each(name string, f func(line string) error) error {
+	b, err := ReadFile(name)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(b)) {
+		if err := f(strings.TrimSuffix(line, "\n")); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // numbers lists the entries of a folder whose names are numbers, ascending as
 // the kernel lists them.
 func (root FS) numbers(parts ...string) ([]int, error) {
 	name := filepath.Join(append([]string{string(root)}, parts...)...)
-	f, err := os.Open(name)
+	f, err := open(name)
 	if err != nil {
 		return nil, root.gone(err, first(parts))
 	}
-	defer f.Close() //nolint:errcheck // read only
-	names, err := f.Readdirnames(-1)
+	defer f.close()
+	names, err := f.names()
 	if err != nil {
 		return nil, root.gone(err, first(parts))
 	}

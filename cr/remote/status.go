@@ -3,12 +3,11 @@ package remote
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/stasis-cr/stasis/cr/errs"
+	"github.com/stasis-cr/stasis/cr/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,35 +33,13 @@ func readStatus(tid int) (status, error) {
 	return st, nil
 }
 
-// readProc reads a file of /proc/TID. It spares the stat and the attempt to poll
-// that os.ReadFile makes: a visit is short, and the container waits for it.
-func readProc(tid int, name string) (b []byte, err error) {
-	path := fmt.Sprintf("/proc/%d/%s", tid, name)
-	defer func() {
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
-			err = fmt.Errorf("%w (%w)", errs.ErrGone, err)
-		}
-	}()
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+// readProc reads a file of /proc/TID.
+func readProc(tid int, name string) ([]byte, error) {
+	b, err := procfs.ReadFile(fmt.Sprintf("/proc/%d/%s", tid, name))
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		err = fmt.Errorf("%w (%w)", errs.ErrGone, err)
 	}
-	defer func() { err = errors.Join(err, unix.Close(fd)) }()
-	b = make([]byte, 0, 8<<10)
-	for {
-		b = slices.Grow(b, 4<<10)
-		n, err := unix.Read(fd, b[len(b):cap(b)])
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
-		}
-		if n == 0 {
-			return b, nil
-		}
-		b = b[:len(b)+n]
-	}
+	return b, err
 }
 
 func parseStatus(text string) (st status, err error) {
