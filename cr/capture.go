@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/stasis-cr/stasis/cr/blob"
@@ -26,6 +27,9 @@ import (
 type capturer struct {
 	f        *frozen
 	o        *CheckpointOptions
+	pre      *precopy
+	flags    *mapFlags
+	host     *blob.Host // this machine; the clocks are not those of the freeze yet
 	img      *blob.Image
 	saver    *mem.Saver
 	objects  *object.Capture
@@ -37,10 +41,10 @@ type capturer struct {
 
 // capture records everything of a frozen container. Memory is copied by workers
 // while the records are made; all is copied when it returns.
-func capture(ctx context.Context, f *frozen, o *CheckpointOptions, image *dir.Writer, store *mem.Store) (_ *blob.Image, err error) {
-	saver := mem.NewSaver(ctx, store)
+func capture(ctx context.Context, f *frozen, s *still, flags *mapFlags, host *blob.Host) (_ *blob.Image, err error) {
+	saver := mem.NewSaver(ctx, s.store)
 	c := &capturer{
-		f: f, o: o, saver: saver, filters: task.NewFilters(nil), img: &blob.Image{},
+		f: f, o: s.o, pre: s.pre, flags: flags, host: host, saver: saver, filters: task.NewFilters(nil), img: &blob.Image{},
 		pids: map[int]int32{}, tids: map[int]int32{},
 	}
 	c.contents = &contents{saver: saver, img: c.img, shared: map[sharedKey]uint32{}}
@@ -51,10 +55,10 @@ func capture(ctx context.Context, f *frozen, o *CheckpointOptions, image *dir.Wr
 			c.tids[t.TID] = int32(containerPID(&t.Status))
 		}
 	}
-	c.objects = newObjects(f.c, o, c.contents, func(host int) int { return int(c.pids[host]) }, false)
+	c.objects = newObjects(f.c, s.o, c.contents, func(host int) int { return int(c.pids[host]) }, false)
 	defer func() { err = errors.Join(err, c.objects.Close()) }()
 
-	err = c.all(ctx, image)
+	err = c.all(ctx, s.image)
 	// The workers must end in any case, and their error is the better one.
 	if e := saver.Wait(); e != nil {
 		return nil, errors.Join(e, err)
@@ -63,7 +67,7 @@ func capture(ctx context.Context, f *frozen, o *CheckpointOptions, image *dir.Wr
 		return nil, err
 	}
 	for _, n := range c.objects.Notes() {
-		logger(o.Log).Warn("not saved", slog.String("what", n))
+		s.log.Warn("not saved", slog.String("what", n))
 	}
 	return c.img, nil
 }
@@ -76,10 +80,20 @@ func newObjects(c *container, o *CheckpointOptions, pages object.ContentWriter, 
 	})
 }
 
+// all records the tasks on this thread, which traces them, and meanwhile the
+// namespaces on another.
 func (c *capturer) all(ctx context.Context, image *dir.Writer) error {
-	if err := c.hostFacts(); err != nil {
+	group, gctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.namespaces(gctx, image) })
+	err := c.tasks(ctx)
+	if err := errors.Join(err, group.Wait()); err != nil {
 		return err
 	}
+	return fault.Point("captured-namespaces")
+}
+
+func (c *capturer) tasks(ctx context.Context) error {
+	c.facts()
 	for i, p := range c.f.processes {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -99,13 +113,7 @@ func (c *capturer) all(ctx context.Context, image *dir.Writer) error {
 		return err
 	}
 	c.img.Seccomp = c.filters.Record()
-	if err := fault.Point("captured-files"); err != nil {
-		return err
-	}
-	if err := c.namespaces(ctx, image); err != nil {
-		return err
-	}
-	return fault.Point("captured-namespaces")
+	return fault.Point("captured-files")
 }
 
 // jobs asks the parents of stopped processes whether they know of the stop.
@@ -128,18 +136,15 @@ func (c *capturer) jobs(ctx context.Context) error {
 	return nil
 }
 
-func (c *capturer) hostFacts() error {
-	h, err := hostFacts()
-	if err != nil {
-		return err
-	}
-	h.CreatedNs = c.f.since.UnixNano()
-	c.img.Host = h
+// facts records what is known of the machine and of the container as a whole.
+func (c *capturer) facts() {
+	c.img.Host = c.host
+	c.host.CreatedNs = c.f.since.UnixNano()
+	c.host.MonotonicNs, c.host.BoottimeNs = clock(unix.CLOCK_MONOTONIC), clock(unix.CLOCK_BOOTTIME)
 	c.img.Container = &blob.Container{
 		Id: c.f.c.id, Runtime: filepath.Base(c.f.c.runtime), Externals: c.f.c.externals,
 		TcpEstablished: c.o.TCPEstablished, FileLocks: c.o.FileLocks, ExtUnixSk: c.o.ExtUnixSk, ShellJob: c.o.ShellJob,
 	}
-	return nil
 }
 
 func (c *capturer) process(ctx context.Context, p *process, init bool) error {
@@ -200,10 +205,14 @@ func (c *capturer) files(ctx context.Context, ref object.ProcRef, rec *blob.Proc
 }
 
 func (c *capturer) memory(ctx context.Context, ref object.ProcRef, mm *blob.MM) error {
-	if err := describeMM(ctx, ref, mm, c.objects, c.contents); err != nil {
+	maps, err := c.flags.mappings(ref.HostPID)
+	if err != nil {
 		return err
 	}
-	return c.saver.AddressSpace(ref.HostPID, mm, len(c.f.processes) > 1, nil)
+	if err := describeMM(ctx, ref, maps, mm, c.objects, c.contents); err != nil {
+		return err
+	}
+	return c.saver.AddressSpace(ref.HostPID, mm, len(c.f.processes) > 1, c.pre.tracker(ref.HostPID))
 }
 
 // namespaces records the namespaces and packs the tmpfs mounts.

@@ -94,7 +94,7 @@ func look(ctx context.Context, c *container, o *CheckpointOptions) ([]error, err
 	refusals = append(refusals, namespaces.Check(ctx, c.initPID, tasks, c.spec)...)
 	objects := newObjects(c, o, noContents{}, func(host int) int { return number[host] }, true)
 	for _, pid := range pids {
-		if err := surveyProcess(ctx, object.ProcRef{HostPID: pid, PID: number[pid]}, objects); err != nil && !vanished(err) {
+		if err := surveyProcess(ctx, c, object.ProcRef{HostPID: pid, PID: number[pid]}, objects); err != nil && !vanished(err) {
 			refusals = append(refusals, flatten(err)...)
 		}
 	}
@@ -109,7 +109,7 @@ type noContents struct{}
 
 func (noContents) Write(context.Context, io.ReaderAt, int64) (uint32, error) { return 1, nil }
 
-func surveyProcess(ctx context.Context, ref object.ProcRef, objects *object.Capture) error {
+func surveyProcess(ctx context.Context, c *container, ref object.ProcRef, objects *object.Capture) error {
 	st, err := procfs.ReadStatus(ref.HostPID)
 	if err != nil {
 		return err
@@ -130,7 +130,7 @@ func surveyProcess(ctx context.Context, ref object.ProcRef, objects *object.Capt
 		_, err := objects.Path(ctx, ref, link)
 		all = append(all, err)
 	}
-	return errors.Join(append(all, surveyMappings(ctx, ref, objects))...)
+	return errors.Join(append(all, surveyMappings(ctx, c, ref, objects))...)
 }
 
 // outsiders refuses processes in the container's cgroup that do not descend

@@ -13,6 +13,7 @@ import (
 	"github.com/stasis-cr/stasis/cr/blob/dir"
 	"github.com/stasis-cr/stasis/cr/fault"
 	"github.com/stasis-cr/stasis/cr/mem"
+	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/undo"
 )
 
@@ -41,6 +42,8 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 		return stats, err
 	}
 
+	var pre *precopy
+	defer func() { err = errors.Join(err, pre.close()) }() // after the container goes on: see undo
 	var u undo.Stack
 	defer u.Run(ctx, &err)
 	image, err := dir.Create(o.ImageDir)
@@ -53,32 +56,20 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 		return stats, err
 	}
 	store := mem.NewStore(pages)
-
-	f, err := freeze(ctx, c, log)
+	if pre, err = startPrecopy(ctx, c, &o, store, log); err != nil {
+		return stats, err
+	}
+	if err := fault.Point("precopied"); err != nil {
+		return stats, err
+	}
+	s := &still{c: c, o: &o, image: image, store: store, pre: pre, log: log}
+	f, img, err := s.picture(ctx, &u)
 	if err != nil {
 		return stats, err
 	}
-	u.Add(f.release)
-	log.Info("frozen", slog.Int("tasks", len(f.processes)), slog.Duration("took", time.Since(f.since)))
-
-	stop := o.watch(ctx, "memory", func() (int64, int64) { return store.Size(), 0 })
-	img, err := capture(ctx, f, &o, image, store)
-	stop()
-	if err != nil {
-		return stats, err
-	}
-	if err := fault.Point("captured"); err != nil {
-		return stats, err
-	}
+	stats.Frozen = s.frozen
 	img.Container.LeftRunning = o.LeaveRunning
 	img.Pages = store.Index(pagesFile)
-	if o.LeaveRunning {
-		// From here on the container does not wait for the disk.
-		if err := f.release(ctx); err != nil {
-			return stats, err
-		}
-		stats.Frozen = time.Since(f.since)
-	}
 	if err := fault.Point("released"); err != nil {
 		return stats, err
 	}
@@ -104,6 +95,64 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 		slog.Int("tasks", stats.Tasks), slog.Int("threads", stats.Threads),
 		slog.Int64("image_bytes", stats.ImageBytes), slog.Int64("pages_bytes", stats.PagesBytes))
 	return stats, err
+}
+
+// still takes the picture of a container that stands still.
+type still struct {
+	c      *container
+	o      *CheckpointOptions
+	image  *dir.Writer
+	store  *mem.Store
+	pre    *precopy
+	log    *slog.Logger
+	frozen time.Duration // that the container stood still, if it goes on
+}
+
+// picture freezes the container and captures it. One that is left running goes
+// on before picture returns; u learns how to let it go on in any case. The second
+// try is for a container that was changing its mappings' flags at the first.
+func (s *still) picture(ctx context.Context, u *undo.Stack) (*frozen, *blob.Image, error) {
+	host, err := hostFacts() // what takes long of them is the same afterwards
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, exact := range []bool{!s.o.LeaveRunning, true} {
+		f, err := freeze(ctx, s.c, s.log)
+		if err != nil {
+			return nil, nil, err
+		}
+		u.Add(f.release)
+		s.log.Info("frozen", slog.Int("tasks", len(f.processes)), slog.Duration("took", time.Since(f.since)))
+		flags := &mapFlags{before: s.c.maps, exact: exact, taken: map[int][]procfs.SMap{}}
+		img, err := s.capture(ctx, f, flags, host)
+		if err != nil || !s.o.LeaveRunning {
+			return f, img, err
+		}
+		if err := f.release(ctx); err != nil { // from here on the container does not wait for the disk
+			return nil, nil, err
+		}
+		s.frozen += time.Since(f.since)
+		if flags.confirmed() {
+			return f, img, nil
+		}
+		s.log.Info("mappings changed their flags around the freeze: once more, exactly")
+		for _, t := range img.Namespaces.GetTmpfs() {
+			if err := s.image.Discard(t.Archive); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	return nil, nil, errors.New("unreachable: exact flags are always confirmed")
+}
+
+func (s *still) capture(ctx context.Context, f *frozen, flags *mapFlags, host *blob.Host) (*blob.Image, error) {
+	stop := s.o.watch(ctx, "memory", func() (int64, int64) { return s.store.Size(), 0 })
+	defer stop()
+	img, err := capture(ctx, f, s, flags, host)
+	if err != nil {
+		return nil, err
+	}
+	return img, fault.Point("captured")
 }
 
 // end ends a container whose image is complete, as runc checkpoint does: its

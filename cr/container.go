@@ -30,6 +30,9 @@ type container struct {
 	externals []string // what its stdio was
 	cgroup    cgroups.Manager
 	spec      *specs.Spec // nil if the bundle's config is gone
+
+	// maps are the mappings of its processes at the last look, by host pid.
+	maps map[int][]procfs.SMap
 }
 
 // runcState is the part of runc's state.json that is read here
@@ -55,7 +58,7 @@ type ociState struct {
 // findContainer asks the runtime's state for a container that runs. runc's file
 // is read directly: starting runc costs more than a small checkpoint.
 func findContainer(ctx context.Context, o *CheckpointOptions) (*container, error) {
-	c := &container{id: o.ID, runtime: o.Runtime, args: o.RuntimeArgs}
+	c := &container{id: o.ID, runtime: o.Runtime, args: o.RuntimeArgs, maps: map[int][]procfs.SMap{}}
 	paths, err := c.fromRunc(o.Root)
 	if errors.Is(err, fs.ErrNotExist) {
 		paths, err = c.fromRuntime(ctx)

@@ -17,6 +17,7 @@ type CheckpointOptions struct {
 	WorkDir  string // where logs go; empty: ImageDir
 
 	LeaveRunning   bool
+	NoPrecopy      bool // save all memory while the container stands still
 	TCPEstablished bool
 	FileLocks      bool
 	ExtUnixSk      bool

@@ -90,12 +90,13 @@ func unsaveable(m *procfs.SMap) string {
 	return ""
 }
 
-// surveyMappings lists the mappings that can't be saved.
-func surveyMappings(ctx context.Context, ref object.ProcRef, objects *object.Capture) error {
+// surveyMappings lists the mappings that can't be saved, and keeps them all.
+func surveyMappings(ctx context.Context, c *container, ref object.ProcRef, objects *object.Capture) error {
 	maps, err := procfs.ReadSMaps(ref.HostPID)
 	if err != nil {
 		return err
 	}
+	c.maps[ref.HostPID] = maps
 	var all []error
 	for i := range maps {
 		m := &maps[i]
@@ -115,7 +116,7 @@ func surveyMappings(ctx context.Context, ref object.ProcRef, objects *object.Cap
 
 // describeMM records the address space of a stopped process, but for its pages
 // and the end of its heap, which only the process itself can tell.
-func describeMM(ctx context.Context, ref object.ProcRef, mm *blob.MM, objects *object.Capture, store *contents) error {
+func describeMM(ctx context.Context, ref object.ProcRef, maps []procfs.SMap, mm *blob.MM, objects *object.Capture, store *contents) error {
 	st, err := procfs.ReadStat(ref.HostPID)
 	if err != nil {
 		return err
@@ -123,14 +124,10 @@ func describeMM(ctx context.Context, ref object.ProcRef, mm *blob.MM, objects *o
 	mm.StartCode, mm.EndCode, mm.StartData, mm.EndData = st.StartCode, st.EndCode, st.StartData, st.EndData
 	mm.StartBrk, mm.StartStack = st.StartBrk, st.StartStack
 	mm.ArgStart, mm.ArgEnd, mm.EnvStart, mm.EnvEnd = st.ArgStart, st.ArgEnd, st.EnvStart, st.EnvEnd
-	if mm.Auxv, err = os.ReadFile(fmt.Sprintf("/proc/%d/auxv", ref.HostPID)); err != nil {
+	if mm.Auxv, err = procfs.ReadFile(fmt.Sprintf("/proc/%d/auxv", ref.HostPID)); err != nil {
 		return err
 	}
 	if mm.Exe, err = objects.Path(ctx, ref, "exe"); err != nil {
-		return err
-	}
-	maps, err := procfs.ReadSMaps(ref.HostPID)
-	if err != nil {
 		return err
 	}
 	for i := range maps {

@@ -29,7 +29,7 @@ import (
 // running, in their order; endPoints, those of one that ends it.
 func checkpointPoints() []string {
 	return []string{
-		"surveyed", "dir-create", "seized", "thawed", "stopped",
+		"surveyed", "dir-create", "visit-lent", "precopy-followed", "precopy-round", "precopied", "seized", "thawed", "stopped",
 		"visit-written", "visit-entered", "visit-masked", "visit-running", "visit-mapped",
 		"visit-batch-written", "visit-batch-done",
 		"visit-closing", "visit-unmapped", "visit-unmasked", "visit-left", "visit-erased",
@@ -150,6 +150,20 @@ while True:
     os.pwrite(fd, b"%d\n" % n[0], 0)
 `
 
+// writeAndCount writes to memory that is large enough to be followed.
+const writeAndCount = `
+import os, time
+memory = bytearray(os.urandom(40 << 20))
+fd = os.open("/ctl/n", os.O_RDWR | os.O_CREAT, 0o644)
+n = 0
+while True:
+    n += 1
+    memory[n * 4099 % len(memory)] ^= 1
+    if n % 64 == 0:
+        os.pwrite(fd, b"%d\n" % n, 0)
+        time.sleep(0.001)
+`
+
 func victims() []victim {
 	return []victim{
 		{name: "shell", args: []string{"/bin/sh", "-c", countAndFork}, counts: true, init: true, still: true},
@@ -157,6 +171,7 @@ func victims() []victim {
 			name: "python", args: []string{"/usr/bin/python3", "-c", sleepersAndCount},
 			python: true, counts: true, still: true, nth: 3,
 		},
+		{name: "large", args: []string{"/usr/bin/python3", "-c", writeAndCount}, python: true, counts: true, still: true},
 		{name: "stopped", args: []string{"/bin/cprogs", "stopped"}, checks: true, still: true, nth: 2},
 		{name: "restart", args: []string{"/bin/cprogs", "restart"}, checks: true},
 	}

@@ -27,6 +27,7 @@ func (a *app) checkpointCommand(g *global) *command {
 		text(&o.ImageDir, "image-path", "directory for the checkpoint (default: ./checkpoint)"),
 		text(&o.WorkDir, "work-path", "directory for logs (default: that of the checkpoint)"),
 		on(&o.LeaveRunning, "leave-running", "let the container go on after the checkpoint"),
+		on(&o.NoPrecopy, "no-precopy", "copy all memory while the container stands still, none before"),
 	}, policyOptions(o)...)
 	c.options = append(c.options,
 		accepted("link-remap", "save files that were deleted while open (always done)", false),

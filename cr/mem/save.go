@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -69,7 +70,24 @@ type job struct {
 }
 
 // NewSaver starts a saver that writes to store.
-func NewSaver(ctx context.Context, store *Store) *Saver {
+func NewSaver(ctx context.Context, store *Store) *Saver { return newSaver(ctx, store, (*Saver).work) }
+
+// NewBackgroundSaver is NewSaver for a container that runs meanwhile: its workers
+// take the time that nobody else wants.
+func NewBackgroundSaver(ctx context.Context, store *Store) *Saver {
+	return newSaver(ctx, store, func(s *Saver) error {
+		runtime.LockOSThread() // and never unlock: the thread ends with the worker
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, backgroundNice); err != nil {
+			return fmt.Errorf("nice: %w", err)
+		}
+		return s.work()
+	})
+}
+
+// backgroundNice is the lowest priority.
+const backgroundNice = 19
+
+func newSaver(ctx context.Context, store *Store, work func(*Saver) error) *Saver {
 	s := &Saver{
 		store: store, jobs: make(chan *job, workers),
 		regions: make([]sys.PageRegion, scanBatch), frames: make([]byte, chunkPages*8),
@@ -77,7 +95,7 @@ func NewSaver(ctx context.Context, store *Store) *Saver {
 	}
 	s.group, s.ctx = errgroup.WithContext(ctx)
 	for range workers {
-		s.group.Go(s.work)
+		s.group.Go(func() error { return work(s) })
 	}
 	return s
 }

@@ -103,27 +103,64 @@ func (t *Tracker) Protect() error {
 	return nil
 }
 
-// Pass hands what was written since the last pass, all in the first one, to s,
-// and returns how many bytes that are. With sharing set, pages that other
-// processes map too are left for the time when all are stopped: only then can it
-// be told which are the same. The caller calls Passed when s has saved them.
+// First hands what was not written since Protect to s, and returns how many
+// bytes that are: what was written is likely to be written again. See [Tracker.Pass].
+// It asks goOn again and again whether to go on.
+func (t *Tracker) First(s *Saver, sharing bool, goOn func() error) (bytes int64, err error) {
+	const step = 64 << 20
+	asked := int64(0)
+	for _, w := range t.watched {
+		scan := changed(w)
+		scan.Inverted |= sys.PageWritten
+		n, err := t.hand(s, sharing, scan, func(n int64) error {
+			if asked += n; asked < step {
+				return nil
+			}
+			asked = 0
+			return goOn()
+		})
+		if bytes += n; err != nil {
+			return bytes, err
+		}
+	}
+	return bytes, nil
+}
+
+// Pass hands what was written since the last pass, or since Protect, to s, and
+// returns how many bytes that are. With sharing set, pages that other processes
+// map too are left for the time when all are stopped: only then can it be told
+// which are the same. The caller calls Passed when s has saved them.
 func (t *Tracker) Pass(s *Saver, sharing bool) (bytes int64, err error) {
+	for _, w := range t.watched {
+		scan := changed(w)
+		scan.Protect = true
+		n, err := t.hand(s, sharing, scan, nil)
+		if bytes += n; err != nil {
+			return bytes, err
+		}
+	}
+	return bytes, nil
+}
+
+// hand hands the pages that a scan finds to s, and tells did, unless it is nil,
+// of every run.
+func (t *Tracker) hand(s *Saver, sharing bool, scan sys.PageScan, did func(bytes int64) error) (bytes int64, err error) {
 	b := &batcher{saver: s, job: job{src: &liveMemory{taskMemory{pid: t.pid}}, noteZero: true, list: &t.pass}}
 	add := func(r span) error {
-		bytes += int64(r.end - r.start)
-		return b.add(r)
+		n := int64(r.end - r.start)
+		bytes += n
+		if err := b.add(r); err != nil || did == nil {
+			return err
+		}
+		return did(n)
 	}
 	each := add
 	if sharing {
 		each = func(r span) error { return s.exclusive(t.pagemap, r, add) }
 	}
-	for _, w := range t.watched {
-		scan := changed(w)
-		scan.Protect = true
-		err := eachRegion(t.pagemap, scan, s.regions, func(r sys.PageRegion) error { return each(span{r.Start, r.End}) })
-		if err != nil {
-			return bytes, err
-		}
+	err = eachRegion(t.pagemap, scan, s.regions, func(r sys.PageRegion) error { return each(span{r.Start, r.End}) })
+	if err != nil {
+		return bytes, err
 	}
 	return bytes, b.flush()
 }

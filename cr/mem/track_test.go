@@ -230,9 +230,15 @@ func TestTracker(t *testing.T) {
 		}
 		f := tempFile(t)
 		store := NewStore(f)
-		for range 1 + round%4 {
-			s := NewSaver(t.Context(), store)
-			_, err := tracker.Pass(s, round%2 == 1)
+		for pass := range 1 + round%4 {
+			s := NewBackgroundSaver(t.Context(), store)
+			if pass == 0 && round%3 == 0 {
+				err = tracker.Protect()
+				_, e := tracker.First(s, round%2 == 1, func() error { return nil })
+				err = errors.Join(err, e)
+			} else {
+				_, err = tracker.Pass(s, round%2 == 1)
+			}
 			if err := errors.Join(err, s.Wait()); err != nil {
 				t.Fatal(err)
 			}

@@ -136,6 +136,17 @@ func (w *Writer) Create(name string) (*os.File, error) {
 	return f, nil
 }
 
+// Discard takes a file that Create made out of the image. The file is closed.
+func (w *Writer) Discard(name string) error {
+	i := slices.IndexFunc(w.files, func(f *file) bool { return f.name == name })
+	if i < 0 {
+		return fmt.Errorf("image file %q: %w", name, fs.ErrNotExist)
+	}
+	e := w.files[i]
+	w.files = slices.Delete(w.files, i, i+1)
+	return errors.Join(e.f.Close(), w.root.Remove(e.temp))
+}
+
 func (w *Writer) create(temp string) (*os.File, error) {
 	if err := fault.Point("dir-create"); err != nil {
 		return nil, err

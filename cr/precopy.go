@@ -1,0 +1,297 @@
+package cr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"golang.org/x/sys/unix"
+
+	"github.com/stasis-cr/stasis/cr/blob"
+	"github.com/stasis-cr/stasis/cr/errs"
+	"github.com/stasis-cr/stasis/cr/fault"
+	"github.com/stasis-cr/stasis/cr/mem"
+	"github.com/stasis-cr/stasis/cr/procfs"
+	"github.com/stasis-cr/stasis/cr/remote"
+	"github.com/stasis-cr/stasis/cr/sys"
+	"github.com/stasis-cr/stasis/cr/tracer"
+)
+
+// Bounds of the pre-copy.
+const (
+	precopyLeast  = 16 << 20 // a container with less is copied sooner than it is followed
+	precopySpace  = 4 << 20  // a process with less is left for the freeze
+	precopyRest   = 1 << 20  // what may be left: it is copied in less than a millisecond
+	precopyRounds = 6
+	precopySample = 20 * time.Millisecond
+)
+
+// precopy saves the memory of a container while it runs, so that little is left
+// to copy while it stands still. Nil: everything is left.
+type precopy struct {
+	spaces  map[int]*space // by host pid
+	sharing bool           // there are several processes
+	size    int64          // bytes of private memory that are followed
+	log     *slog.Logger
+}
+
+// space is the address space of one process that is followed.
+type space struct {
+	tracker *mem.Tracker
+	size    int64
+}
+
+// startPrecopy saves what it pays to save of a running container's memory into
+// store. The caller closes what it returns, after the container goes on.
+func startPrecopy(ctx context.Context, c *container, o *CheckpointOptions, store *mem.Store, log *slog.Logger) (_ *precopy, err error) {
+	p := &precopy{spaces: map[int]*space{}, log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	if o.NoPrecopy {
+		return p, nil
+	}
+	pids, err := p.candidates(c)
+	if err != nil || len(pids) == 0 {
+		return p, err
+	}
+	for _, pid := range pids {
+		err := p.follow(ctx, pid, c.maps[pid])
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+			log.Warn("this kernel can't tell what a process writes: its memory is copied while it stands still", slog.Any("err", err))
+			return p, nil
+		}
+		if err != nil && !errors.Is(err, errs.ErrGone) && !vanished(err) {
+			return p, fmt.Errorf("follow the memory of process %d: %w", pid, err)
+		}
+	}
+	if err := fault.Point("precopy-followed"); err != nil {
+		return p, err
+	}
+	return p, p.run(ctx, store, o)
+}
+
+// candidates lists the processes that it pays to follow.
+func (p *precopy) candidates(c *container) ([]int, error) {
+	was, err := c.cgroup.GetFreezerState()
+	if err != nil || was == cgroups.Frozen { // it stands still already
+		return nil, err
+	}
+	family, err := family(c.initPID)
+	if err != nil {
+		return nil, err
+	}
+	p.sharing = len(family) > 1
+	total := uint64(0)
+	var pids []int
+	for _, pid := range family {
+		st, err := procfs.ReadStatus(pid)
+		if err != nil || st.RSSAnon < precopySpace {
+			continue //nolint:nilerr // it has ended
+		}
+		if pinned(pid) {
+			p.log.Warn("a process that reads past the page cache is copied while it stands still", slog.Int("pid", containerPID(&st)))
+			continue
+		}
+		total += st.RSSAnon
+		pids = append(pids, pid)
+	}
+	if total < precopyLeast {
+		return nil, nil
+	}
+	return pids, nil
+}
+
+// pinned says whether a process may have memory that changes without a fault:
+// what O_DIRECT reads into it arrives by DMA, after the page was looked up. (The
+// rings of io_uring and AIO are refused altogether.)
+func pinned(pid int) bool {
+	fds, err := procfs.ReadFDs(pid)
+	return err != nil || slices.ContainsFunc(fds, func(fd int) bool {
+		info, err := procfs.ReadFDInfo(pid, fd)
+		return err == nil && info.Flags&unix.O_DIRECT != 0
+	})
+}
+
+// follow begins to follow one process.
+func (p *precopy) follow(ctx context.Context, pid int, maps []procfs.SMap) error {
+	uffd, err := lendUserfault(ctx, pid)
+	if err != nil {
+		return err
+	}
+	t, err := mem.NewTracker(pid, uffd)
+	if err != nil {
+		return err
+	}
+	s := &space{tracker: t}
+	p.spaces[pid] = s
+	for i := range maps {
+		m := &maps[i]
+		if kind, skip, err := vmaKind(m); skip || err != nil || kind != blob.VMA_ANON || m.RSS == 0 {
+			continue
+		}
+		if err := t.Watch(m.Start, m.End); err != nil {
+			return err
+		}
+		s.size += int64(m.RSS + m.Swap)
+	}
+	p.size += s.size
+	return t.Protect()
+}
+
+// lendUserfault makes a userfaultfd of the memory of a running process, which
+// stands still for that. One for faults in user mode needs no privilege there,
+// and WP_ASYNC serves those of the kernel all the same.
+func lendUserfault(ctx context.Context, pid int) (_ *os.File, err error) {
+	if st, err := procfs.ReadStat(pid); err != nil || st.State == 'D' { // in vfork: it can't stop
+		return nil, errors.Join(err, errs.ErrGone)
+	}
+	t, err := tracer.Seize(pid, 0)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := t.Halt(ctx, freezeBound); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, t.Detach(0)) }()
+	v, err := remote.Visit(ctx, t, remote.VisitOptions{})
+	if err != nil {
+		return nil, err
+	}
+	uffd, err := v.Lend(ctx, remote.Call{
+		NR: unix.SYS_USERFAULTFD, Args: [6]uint64{unix.O_CLOEXEC | unix.O_NONBLOCK | sys.UFFDUserModeOnly},
+	}, "userfaultfd")
+	if e := v.Close(ctx); e != nil {
+		if uffd != nil {
+			e = errors.Join(e, uffd.Close())
+		}
+		return nil, errors.Join(err, e)
+	}
+	return uffd, err
+}
+
+// run copies in rounds until what is left is little, or another round would not
+// make it much less.
+func (p *precopy) run(ctx context.Context, store *mem.Store, o *CheckpointOptions) error {
+	stop := o.watch(ctx, "memory, while the container runs", func() (int64, int64) { return store.Size(), p.size })
+	defer stop()
+	begin := time.Now()
+	worth, err := p.first(ctx, store)
+	if err != nil || !worth {
+		return err
+	}
+	for round := 1; round < precopyRounds; round++ {
+		if err := fault.Point("precopy-round"); err != nil {
+			return err
+		}
+		left, err := p.written()
+		if err != nil {
+			return err
+		}
+		p.log.Info("copied while running", slog.Int("round", round), slog.Duration("took", time.Since(begin)),
+			slog.Int64("bytes", store.Size()), slog.Int64("written_since", left))
+		if left <= precopyRest {
+			return nil
+		}
+		took := time.Now()
+		n, err := p.pass(ctx, store, (*mem.Tracker).Pass)
+		if err != nil {
+			return err
+		}
+		again, err := p.written()
+		if err != nil {
+			return err
+		}
+		if again > n/2 {
+			p.log.Info("another round would not pay", slog.Int64("bytes", n), slog.Int64("written_since", again),
+				slog.Duration("took", time.Since(took)))
+			return nil
+		}
+	}
+	return nil
+}
+
+// first saves what is not written all the time. It gives up when most of the
+// memory has been written before it was copied.
+func (p *precopy) first(ctx context.Context, store *mem.Store) (worth bool, err error) {
+	select {
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	case <-time.After(precopySample): // what is written by then is likely to be written again
+	}
+	errHot := errors.New("most of the memory is written all the time")
+	_, err = p.pass(ctx, store, func(t *mem.Tracker, s *mem.Saver, sharing bool) (int64, error) {
+		return t.First(s, sharing, func() error {
+			if written, err := p.written(); err != nil || written > p.size/2 {
+				return errors.Join(err, errHot)
+			}
+			return nil
+		})
+	})
+	if errors.Is(err, errHot) {
+		p.log.Info("the memory is copied while the container stands still", slog.String("why", errHot.Error()))
+		return false, nil
+	}
+	return true, err
+}
+
+// pass lets every tracker hand over pages and waits until they are saved.
+func (p *precopy) pass(ctx context.Context, store *mem.Store, hand func(*mem.Tracker, *mem.Saver, bool) (int64, error)) (int64, error) {
+	saver := mem.NewBackgroundSaver(ctx, store)
+	var bytes int64
+	var err error
+	for _, s := range p.spaces {
+		n, e := hand(s.tracker, saver, p.sharing)
+		bytes += n
+		if err = e; err != nil {
+			break
+		}
+	}
+	if e := saver.Wait(); e != nil {
+		return bytes, errors.Join(e, err)
+	}
+	for _, s := range p.spaces {
+		s.tracker.Passed()
+	}
+	return bytes, err
+}
+
+// written is how many bytes have been written since they were protected.
+func (p *precopy) written() (bytes int64, err error) {
+	for _, s := range p.spaces {
+		n, err := s.tracker.Written()
+		if err != nil {
+			return 0, err
+		}
+		bytes += n
+	}
+	return bytes, nil
+}
+
+// tracker is the one that has followed a process; nil: none has.
+func (p *precopy) tracker(pid int) *mem.Tracker {
+	if s := p.spaces[pid]; s != nil {
+		return s.tracker
+	}
+	return nil
+}
+
+// close ends the following. It is safe on nil, and to call again.
+func (p *precopy) close() error {
+	if p == nil {
+		return nil
+	}
+	var all error
+	for _, s := range p.spaces {
+		all = errors.Join(all, s.tracker.Close())
+	}
+	clear(p.spaces)
+	return all
+}
