@@ -29,6 +29,10 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	log := logger(o.Log)
 	var stats Stats
 
+	codec, err := o.codec()
+	if err != nil {
+		return stats, err
+	}
 	c, err := findContainer(ctx, &o)
 	if err != nil {
 		return stats, err
@@ -52,7 +56,7 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	if err != nil {
 		return stats, err
 	}
-	store := mem.NewStore(pages)
+	store := mem.NewStore(pages, mem.StoreOptions{Codec: codec})
 
 	f, err := freeze(ctx, c, log)
 	if err != nil {

@@ -27,6 +27,7 @@ func (a *app) checkpointCommand(g *global) *command {
 		text(&o.ImageDir, "image-path", "directory for the checkpoint (default: ./checkpoint)"),
 		text(&o.WorkDir, "work-path", "directory for logs (default: that of the checkpoint)"),
 		on(&o.LeaveRunning, "leave-running", "let the container go on after the checkpoint"),
+		choice(&o.Compress, "compress", "how to store memory: none, s2 (default) or zstd", "none", "s2", "zstd"),
 	}, policyOptions(o)...)
 	c.options = append(c.options,
 		accepted("link-remap", "save files that were deleted while open (always done)", false),

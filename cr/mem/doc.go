@@ -13,6 +13,8 @@
 // it.
 package mem
 
+import "runtime"
+
 // PageSize is the only page size of the architectures that the engine knows.
 const PageSize = 4096
 
@@ -21,3 +23,7 @@ const ChunkSize = 1 << 20
 
 // chunkPages is ChunkSize in pages.
 const chunkPages = ChunkSize / PageSize
+
+// workers is how many chunks are worked on at once: two saturate the page
+// allocator of small machines, and each takes memory of its own.
+func workers() int { return min(max(runtime.NumCPU(), 2), 8) }

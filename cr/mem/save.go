@@ -17,10 +17,6 @@ import (
 	"github.com/stasis-cr/stasis/cr/sys"
 )
 
-// workers is how many chunks are copied at once. Each holds one ChunkSize
-// buffer; two saturate the page allocator of the machines measured.
-const workers = 2
-
 // Saver copies pages into a store. Use it from one goroutine; it copies with
 // workers of its own, which end with Wait.
 type Saver struct {
@@ -70,12 +66,12 @@ type job struct {
 // NewSaver starts a saver that writes to store.
 func NewSaver(ctx context.Context, store *Store) *Saver {
 	s := &Saver{
-		store: store, jobs: make(chan *job, workers),
+		store: store, jobs: make(chan *job, workers()),
 		regions: make([]sys.PageRegion, scanBatch), frames: make([]byte, chunkPages*8),
 		shared: map[uint64]frameOwner{}, extents: map[*[]*blob.Extent]struct{}{},
 	}
 	s.group, s.ctx = errgroup.WithContext(ctx)
-	for range workers {
+	for range workers() {
 		s.group.Go(s.work)
 	}
 	return s

@@ -50,7 +50,7 @@ type saved struct {
 func (s *saved) page(t *testing.T, e *blob.Extent, i uint32) []byte {
 	t.Helper()
 	buf := make([]byte, ChunkSize)
-	raw, err := readChunk(s.file, int(e.Chunk), s.index.Chunks[e.Chunk], buf)
+	raw, err := OpenPages(s.index, s.file).Chunk(int(e.Chunk), buf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func (s *saved) pages(t *testing.T, extents []*blob.Extent) map[uint64][]byte {
 func saveSpaces(t *testing.T, sharing bool, pids []int, mms []*blob.MM) *saved {
 	t.Helper()
 	f := tempFile(t)
-	store := NewStore(f)
+	store := NewStore(f, StoreOptions{})
 	s := NewSaver(t.Context(), store)
 	var err error
 	for i, pid := range pids {
@@ -230,7 +230,7 @@ func TestFill(t *testing.T) {
 	plan := NewPlan(s.index)
 	plan.Want(moved(mm.Extents, from.Places["random"], to.Places["target"].Start), target)
 	plan.Want(moved(mm.Extents, from.Places["readonly"], to.Places["closed"].Start), target)
-	if err := plan.Fill(t.Context(), s.file); err != nil {
+	if err := plan.Fill(t.Context(), OpenPages(s.index, s.file)); err != nil {
 		t.Fatal(err)
 	}
 	if done, total := plan.Progress(); done != total || total != (randomPages+smallPages)*PageSize {
@@ -245,7 +245,7 @@ func TestFill(t *testing.T) {
 
 func TestFillFails(t *testing.T) {
 	f := tempFile(t)
-	store := NewStore(f)
+	store := NewStore(f, StoreOptions{})
 	for i := range 8 {
 		if _, err := store.Put(noise(uint64(i), PageSize)); err != nil {
 			t.Fatal(err)
@@ -260,16 +260,16 @@ func TestFillFails(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := want(store.Index("p")).Fill(ctx, f); !errors.Is(err, context.Canceled) {
+	if err := want(store.Index("p")).Fill(ctx, OpenPages(store.Index("p"), f)); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	if _, err := f.WriteAt([]byte{1, 2, 3}, 5*PageSize); err != nil {
 		t.Fatal(err)
 	}
-	if err := want(store.Index("p")).Fill(t.Context(), f); !errors.Is(err, errs.ErrCorrupt) {
+	if err := want(store.Index("p")).Fill(t.Context(), OpenPages(store.Index("p"), f)); !errors.Is(err, errs.ErrCorrupt) {
 		t.Errorf("damaged: %v", err)
 	}
-	if err := NewPlan(nil).Fill(t.Context(), f); err != nil {
+	if err := NewPlan(nil).Fill(t.Context(), OpenPages(nil, f)); err != nil {
 		t.Errorf("nothing wanted: %v", err)
 	}
 }
@@ -285,7 +285,7 @@ func TestSaverFails(t *testing.T) {
 	if _, err := f.Write(noise(1, 8*ChunkSize)); err != nil {
 		t.Fatal(err)
 	}
-	s := NewSaver(t.Context(), NewStore(full))
+	s := NewSaver(t.Context(), NewStore(full, StoreOptions{}))
 	err = s.File(f, &blob.Contents{Size: 8 * ChunkSize})
 	if e := s.Wait(); !errors.Is(e, unix.ENOSPC) {
 		t.Errorf("no room: %v, %v", err, e)
@@ -293,13 +293,13 @@ func TestSaverFails(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	s = NewSaver(ctx, NewStore(tempFile(t)))
+	s = NewSaver(ctx, NewStore(tempFile(t), StoreOptions{}))
 	err = s.File(f, &blob.Contents{Size: 8 * ChunkSize})
 	if e := s.Wait(); !errors.Is(errors.Join(err, e), context.Canceled) {
 		t.Errorf("cancelled: %v, %v", err, e)
 	}
 
-	s = NewSaver(t.Context(), NewStore(tempFile(t)))
+	s = NewSaver(t.Context(), NewStore(tempFile(t), StoreOptions{}))
 	if err := s.AddressSpace(1<<30, &blob.MM{}, false); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("nobody's memory: %v", err)
 	}
