@@ -35,10 +35,10 @@ type capturer struct {
 	tids     map[int]int32 // container tids by host tid
 }
 
-// capture records everything of a frozen container. Memory is copied by workers
-// while the records are made; all is copied when it returns.
-func capture(ctx context.Context, f *frozen, o *CheckpointOptions, image *dir.Writer, store *mem.Store) (_ *blob.Image, err error) {
-	saver := mem.NewSaver(ctx, store)
+// capture records everything of a frozen container. Memory is copied by saver's
+// workers while the records are made; when it returns nothing is read any more,
+// neither from tasks nor from files, but the pages may still have to be written.
+func capture(ctx context.Context, f *frozen, o *CheckpointOptions, image *dir.Writer, saver *mem.Saver) (_ *blob.Image, err error) {
 	c := &capturer{
 		f: f, o: o, saver: saver, filters: task.NewFilters(nil), img: &blob.Image{},
 		pids: map[int]int32{}, tids: map[int]int32{},
@@ -54,12 +54,10 @@ func capture(ctx context.Context, f *frozen, o *CheckpointOptions, image *dir.Wr
 	c.objects = newObjects(f.c, o, c.contents, func(host int) int { return int(c.pids[host]) }, false)
 	defer func() { err = errors.Join(err, c.objects.Close()) }()
 
-	err = c.all(ctx, image)
-	// The workers must end in any case, and their error is the better one.
-	if e := saver.Wait(); e != nil {
-		return nil, errors.Join(e, err)
+	if err := c.all(ctx, image); err != nil {
+		return nil, errors.Join(err, saver.Close()) // the files that it reads are closed next
 	}
-	if err != nil {
+	if err := saver.Read(); err != nil {
 		return nil, err
 	}
 	for _, n := range c.objects.Notes() {

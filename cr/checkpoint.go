@@ -57,6 +57,8 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 		return stats, err
 	}
 	store := mem.NewStore(pages, mem.StoreOptions{Codec: codec})
+	saver := mem.NewSaver(ctx, store, mem.SaverOptions{Hurry: o.LeaveRunning})
+	u.Add(func(context.Context) error { return saver.Close() })
 
 	f, err := freeze(ctx, c, log)
 	if err != nil {
@@ -66,8 +68,8 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	log.Info("frozen", slog.Int("tasks", len(f.processes)), slog.Duration("took", time.Since(f.since)))
 
 	stop := o.watch(ctx, "memory", func() (int64, int64) { return store.Size(), 0 })
-	img, err := capture(ctx, f, &o, image, store)
-	stop()
+	defer stop()
+	img, err := capture(ctx, f, &o, image, saver)
 	if err != nil {
 		return stats, err
 	}
@@ -75,9 +77,8 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 		return stats, err
 	}
 	img.Container.LeftRunning = o.LeaveRunning
-	img.Pages = store.Index(pagesFile)
 	if o.LeaveRunning {
-		// From here on the container does not wait for the disk.
+		// From here on the container waits neither for a compressor nor for the disk.
 		if err := f.release(ctx); err != nil {
 			return stats, err
 		}
@@ -86,6 +87,14 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	if err := fault.Point("released"); err != nil {
 		return stats, err
 	}
+	if err := saver.Wait(); err != nil {
+		return stats, err
+	}
+	stop()
+	if err := fault.Point("stored"); err != nil {
+		return stats, err
+	}
+	img.Pages = store.Index(pagesFile)
 	if err := image.Commit(img); err != nil {
 		return stats, err
 	}
@@ -176,7 +185,7 @@ func watch(ctx context.Context, report func(Progress), phase string, now func() 
 			}
 		}
 	}()
-	return func() {
+	return func() { // any number of times
 		cancel()
 		<-ended
 	}

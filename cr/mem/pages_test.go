@@ -22,13 +22,18 @@ func codecs() []blob.Chunk_Codec {
 	return []blob.Chunk_Codec{blob.Chunk_RAW, blob.Chunk_S2, blob.Chunk_ZSTD}
 }
 
-// prose is n bytes that shrink.
+// prose is n bytes that shrink, and no page of which is like another.
 func prose(seed uint64, n int) []byte {
-	var b bytes.Buffer
-	for i := seed; b.Len() < n; i++ {
-		fmt.Fprintf(&b, "%d bottles of beer on the wall, %x;", i, i*i*2654435761)
+	var song bytes.Buffer
+	for i := seed; song.Len() < PageSize; i++ {
+		fmt.Fprintf(&song, "%d bottles of beer on the wall, %x;", i, i*i*2654435761)
 	}
-	return b.Bytes()[:n]
+	b := make([]byte, n)
+	for at := 0; at < n; at += PageSize {
+		copy(b[at:], song.Bytes())
+		copy(b[at:], fmt.Sprintf("%d, page %d", seed, at/PageSize))
+	}
+	return b
 }
 
 // chunks are what a store may be given, and whether it shrinks.

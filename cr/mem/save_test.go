@@ -80,7 +80,7 @@ func saveSpaces(t *testing.T, sharing bool, pids []int, mms []*blob.MM) *saved {
 	t.Helper()
 	f := tempFile(t)
 	store := NewStore(f, StoreOptions{})
-	s := NewSaver(t.Context(), store)
+	s := NewSaver(t.Context(), store, SaverOptions{})
 	var err error
 	for i, pid := range pids {
 		err = errors.Join(err, s.AddressSpace(pid, mms[i], sharing))
@@ -186,7 +186,7 @@ func framesOf(t *testing.T, pid int, p place) []uint64 {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	frames, err := pageFrames(f, span{p.Start, p.End}, make([]byte, (p.End-p.Start)/PageSize*8))
+	frames, err := pageFrames(f, span{start: p.Start, end: p.End}, make([]byte, (p.End-p.Start)/PageSize*8))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +285,7 @@ func TestSaverFails(t *testing.T) {
 	if _, err := f.Write(noise(1, 8*ChunkSize)); err != nil {
 		t.Fatal(err)
 	}
-	s := NewSaver(t.Context(), NewStore(full, StoreOptions{}))
+	s := NewSaver(t.Context(), NewStore(full, StoreOptions{}), SaverOptions{})
 	err = s.File(f, &blob.Contents{Size: 8 * ChunkSize})
 	if e := s.Wait(); !errors.Is(e, unix.ENOSPC) {
 		t.Errorf("no room: %v, %v", err, e)
@@ -293,13 +293,13 @@ func TestSaverFails(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	s = NewSaver(ctx, NewStore(tempFile(t), StoreOptions{}))
+	s = NewSaver(ctx, NewStore(tempFile(t), StoreOptions{}), SaverOptions{})
 	err = s.File(f, &blob.Contents{Size: 8 * ChunkSize})
 	if e := s.Wait(); !errors.Is(errors.Join(err, e), context.Canceled) {
 		t.Errorf("cancelled: %v, %v", err, e)
 	}
 
-	s = NewSaver(t.Context(), NewStore(tempFile(t), StoreOptions{}))
+	s = NewSaver(t.Context(), NewStore(tempFile(t), StoreOptions{}), SaverOptions{})
 	if err := s.AddressSpace(1<<30, &blob.MM{}, false); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("nobody's memory: %v", err)
 	}
@@ -313,7 +313,7 @@ func FuzzIndex(f *testing.F) {
 	f.Add([]byte{1, 0, 1, 2, 0}, true)
 	f.Fuzz(func(t *testing.T, marks []byte, keepZero bool) {
 		marks = marks[:min(len(marks), 64)]
-		j := &job{keepZero: keepZero}
+		j := &job{}
 		raw := make([]byte, len(marks)*PageSize)
 		want := map[uint64]byte{}
 		at := uint64(0)
@@ -324,7 +324,7 @@ func FuzzIndex(f *testing.F) {
 			if n := len(j.spans); n > 0 && j.spans[n-1].end == at {
 				j.spans[n-1].end += PageSize
 			} else {
-				j.spans = append(j.spans, span{at, at + PageSize})
+				j.spans = append(j.spans, span{at, at + PageSize, keepZero})
 			}
 			raw[i*PageSize+17] = m & 0x7f
 			if m&0x7f != 0 || keepZero {

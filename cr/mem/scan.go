@@ -12,7 +12,10 @@ import (
 const scanBatch = 4096
 
 // span is a run of pages: [start, end) in bytes.
-type span struct{ start, end uint64 }
+type span struct {
+	start, end uint64
+	keepZero   bool // a page of zeros is stored like any other
+}
 
 // scanVMA calls f for each run of pages of v that must be saved, in order.
 //
@@ -38,7 +41,7 @@ func scanVMA(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion, f func(span) e
 			return err
 		}
 		for _, r := range vec[:n] {
-			if err := f(span{r.Start, r.End}); err != nil {
+			if err := f(span{start: r.Start, end: r.End}); err != nil {
 				return err
 			}
 		}

@@ -19,8 +19,9 @@ type StoreOptions struct {
 // Store writes the page store: chunks back to back in one file, in the order in
 // which workers finish them. It is safe for concurrent use.
 type Store struct {
-	f   *os.File
-	enc *encoder
+	f    *os.File
+	enc  *encoder
+	pool pool // of the savers
 
 	mu     sync.Mutex
 	size   uint64

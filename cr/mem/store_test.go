@@ -36,7 +36,7 @@ func saveFile(t *testing.T, f *os.File, size int64) (*blob.Contents, string) {
 	t.Helper()
 	pages := tempFile(t)
 	store := NewStore(pages, StoreOptions{})
-	s := NewSaver(t.Context(), store)
+	s := NewSaver(t.Context(), store, SaverOptions{})
 	c := &blob.Contents{Id: 1, Size: uint64(size)}
 	if err := errors.Join(s.File(f, c), s.Wait()); err != nil {
 		t.Fatal(err)
