@@ -39,15 +39,15 @@ type capturer struct {
 	tids     map[int]int32 // container tids by host tid
 }
 
-// capture records everything of a frozen container. Memory is copied by workers
-// while the records are made; all is copied when it returns.
+// capture records everything of a frozen container. Memory is copied by s.saver's
+// workers while the records are made; when it returns nothing is read any more,
+// neither from tasks nor from files, but the pages may still have to be written.
 func capture(ctx context.Context, f *frozen, s *still, flags *mapFlags, host *blob.Host) (_ *blob.Image, err error) {
-	saver := mem.NewSaver(ctx, s.store)
 	c := &capturer{
-		f: f, o: s.o, pre: s.pre, flags: flags, host: host, saver: saver, filters: task.NewFilters(nil), img: &blob.Image{},
+		f: f, o: s.o, pre: s.pre, flags: flags, host: host, saver: s.saver, filters: task.NewFilters(nil), img: &blob.Image{},
 		pids: map[int]int32{}, tids: map[int]int32{},
 	}
-	c.contents = &contents{saver: saver, img: c.img, shared: map[sharedKey]uint32{}}
+	c.contents = &contents{saver: s.saver, img: c.img, shared: map[sharedKey]uint32{}}
 	defer func() { err = errors.Join(err, c.contents.close()) }()
 	for _, p := range f.processes {
 		c.pids[p.hostPID] = int32(containerPID(&p.status))
@@ -58,12 +58,10 @@ func capture(ctx context.Context, f *frozen, s *still, flags *mapFlags, host *bl
 	c.objects = newObjects(f.c, s.o, c.contents, func(host int) int { return int(c.pids[host]) }, false)
 	defer func() { err = errors.Join(err, c.objects.Close()) }()
 
-	err = c.all(ctx, s.image)
-	// The workers must end in any case, and their error is the better one.
-	if e := saver.Wait(); e != nil {
-		return nil, errors.Join(e, err)
+	if err := c.all(ctx, s.image); err != nil {
+		return nil, errors.Join(err, s.saver.Close()) // the files that it reads are closed next
 	}
-	if err != nil {
+	if err := s.saver.Read(); err != nil {
 		return nil, err
 	}
 	for _, n := range c.objects.Notes() {

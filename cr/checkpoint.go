@@ -30,6 +30,10 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	log := logger(o.Log)
 	var stats Stats
 
+	codec, err := o.codec()
+	if err != nil {
+		return stats, err
+	}
 	c, err := findContainer(ctx, &o)
 	if err != nil {
 		return stats, err
@@ -43,7 +47,7 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	}
 
 	var pre *precopy
-	defer func() { err = errors.Join(err, pre.close()) }() // after the container goes on: see undo
+	defer func() { err = errors.Join(err, pre.close()) }() // behind the undoing: the container need not wait for it
 	var u undo.Stack
 	defer u.Run(ctx, &err)
 	image, err := dir.Create(o.ImageDir)
@@ -55,7 +59,7 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	if err != nil {
 		return stats, err
 	}
-	store := mem.NewStore(pages)
+	store := mem.NewStore(pages, mem.StoreOptions{Codec: codec})
 	if pre, err = startPrecopy(ctx, c, &o, store, log); err != nil {
 		return stats, err
 	}
@@ -69,10 +73,16 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	}
 	stats.Frozen = s.frozen
 	img.Container.LeftRunning = o.LeaveRunning
-	img.Pages = store.Index(pagesFile)
 	if err := fault.Point("released"); err != nil {
 		return stats, err
 	}
+	if err := s.stored(ctx); err != nil {
+		return stats, err
+	}
+	if err := fault.Point("stored"); err != nil {
+		return stats, err
+	}
+	img.Pages = store.Index(pagesFile)
 	if err := image.Commit(img); err != nil {
 		return stats, err
 	}
@@ -105,6 +115,7 @@ type still struct {
 	store  *mem.Store
 	pre    *precopy
 	log    *slog.Logger
+	saver  *mem.Saver    // of the last picture
 	frozen time.Duration // that the container stood still, if it goes on
 }
 
@@ -117,6 +128,9 @@ func (s *still) picture(ctx context.Context, u *undo.Stack) (*frozen, *blob.Imag
 		return nil, nil, err
 	}
 	for _, exact := range []bool{!s.o.LeaveRunning, true} {
+		saver := mem.NewSaver(ctx, s.store, mem.SaverOptions{Hurry: s.o.LeaveRunning})
+		s.saver = saver
+		u.Add(func(context.Context) error { return saver.Close() })
 		f, err := freeze(ctx, s.c, s.log)
 		if err != nil {
 			return nil, nil, err
@@ -128,7 +142,7 @@ func (s *still) picture(ctx context.Context, u *undo.Stack) (*frozen, *blob.Imag
 		if err != nil || !s.o.LeaveRunning {
 			return f, img, err
 		}
-		if err := f.release(ctx); err != nil { // from here on the container does not wait for the disk
+		if err := f.release(ctx); err != nil { // from here on it waits neither for a compressor nor for the disk
 			return nil, nil, err
 		}
 		s.frozen += time.Since(f.since)
@@ -136,23 +150,41 @@ func (s *still) picture(ctx context.Context, u *undo.Stack) (*frozen, *blob.Imag
 			return f, img, nil
 		}
 		s.log.Info("mappings changed their flags around the freeze: once more, exactly")
-		for _, t := range img.Namespaces.GetTmpfs() {
-			if err := s.image.Discard(t.Archive); err != nil {
-				return nil, nil, err
-			}
+		if err := s.discard(img); err != nil {
+			return nil, nil, err
 		}
 	}
 	return nil, nil, errors.New("unreachable: exact flags are always confirmed")
 }
 
 func (s *still) capture(ctx context.Context, f *frozen, flags *mapFlags, host *blob.Host) (*blob.Image, error) {
-	stop := s.o.watch(ctx, "memory", func() (int64, int64) { return s.store.Size(), 0 })
+	stop := s.watch(ctx)
 	defer stop()
 	img, err := capture(ctx, f, s, flags, host)
 	if err != nil {
 		return nil, err
 	}
 	return img, fault.Point("captured")
+}
+
+// discard gives up a picture.
+func (s *still) discard(img *blob.Image) error {
+	err := s.saver.Close()
+	for _, t := range img.Namespaces.GetTmpfs() {
+		err = errors.Join(err, s.image.Discard(t.Archive))
+	}
+	return err
+}
+
+// stored waits until the pages of the picture are in the store.
+func (s *still) stored(ctx context.Context) error {
+	stop := s.watch(ctx)
+	defer stop()
+	return s.saver.Wait()
+}
+
+func (s *still) watch(ctx context.Context) (stop func()) {
+	return s.o.watch(ctx, "memory", func() (int64, int64) { return s.store.Size(), 0 })
 }
 
 // end ends a container whose image is complete, as runc checkpoint does: its
@@ -221,7 +253,7 @@ func watch(ctx context.Context, report func(Progress), phase string, now func() 
 			}
 		}
 	}()
-	return func() {
+	return func() { // any number of times
 		cancel()
 		<-ended
 	}

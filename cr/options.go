@@ -3,6 +3,9 @@ package cr
 import (
 	"log/slog"
 	"time"
+
+	"github.com/stasis-cr/stasis/cr/blob"
+	"github.com/stasis-cr/stasis/cr/mem"
 )
 
 // CheckpointOptions says what to checkpoint and how. Unless said otherwise the
@@ -22,6 +25,10 @@ type CheckpointOptions struct {
 	FileLocks      bool
 	ExtUnixSk      bool
 	ShellJob       bool
+
+	// Compress is how pages are stored where they shrink by it: none, s2 or zstd;
+	// empty: s2. It is no flag of runc.
+	Compress string
 
 	Log      *slog.Logger   // nil: discard
 	Progress func(Progress) // nil: none
@@ -62,6 +69,18 @@ type Stats struct {
 	PagesBytes int64 // page data in it
 	Tasks      int   // processes, zombies included
 	Threads    int
+}
+
+// defaultCompress is what costs least time in all: to compress by s2 is not much
+// slower than to write what it saves.
+const defaultCompress = "s2"
+
+// codec is what Compress says.
+func (o *CheckpointOptions) codec() (blob.Chunk_Codec, error) {
+	if o.Compress == "" {
+		return mem.ParseCodec(defaultCompress)
+	}
+	return mem.ParseCodec(o.Compress)
 }
 
 func logger(l *slog.Logger) *slog.Logger {

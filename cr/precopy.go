@@ -244,7 +244,7 @@ func (p *precopy) first(ctx context.Context, store *mem.Store) (worth bool, err 
 
 // pass lets every tracker hand over pages and waits until they are saved.
 func (p *precopy) pass(ctx context.Context, store *mem.Store, hand func(*mem.Tracker, *mem.Saver, bool) (int64, error)) (int64, error) {
-	saver := mem.NewBackgroundSaver(ctx, store)
+	saver := mem.NewSaver(ctx, store, mem.SaverOptions{Background: true})
 	var bytes int64
 	var err error
 	for _, s := range p.spaces {

@@ -36,7 +36,8 @@ type restorer struct {
 	tables    map[uint32]*blob.FDTable
 	members   map[int32]*member
 
-	pages     *os.File
+	pagesFile *os.File
+	pages     *mem.Pages
 	objects   *object.Restorer
 	filters   *task.Filters
 	born      *task.Born
@@ -81,9 +82,12 @@ func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blan
 			err = errors.Join(err, r.close())
 		}
 	}()
-	if r.pages, err = image.Open(img.Pages.File); err != nil {
-		return nil, err
+	if img.Pages.GetFile() != "" {
+		if r.pagesFile, err = image.Open(img.Pages.GetFile()); err != nil {
+			return nil, err
+		}
 	}
+	r.pages = mem.OpenPages(img.Pages, r.pagesFile)
 	r.objects, err = object.NewRestorer(object.RestoreEnv{
 		InitPID: b.pid, Stdio: b.stdio, Files: img.Files, ReadContents: r.readContents,
 		HostPID: r.hostPID, Enter: namespaces.Enter, FrozenAt: img.Host.CreatedNs,
@@ -111,9 +115,9 @@ func (r *restorer) close() error {
 		all = errors.Join(all, r.objects.Close())
 		r.objects = nil
 	}
-	if r.pages != nil {
-		all = errors.Join(all, r.pages.Close())
-		r.pages = nil
+	if r.pagesFile != nil {
+		all = errors.Join(all, r.pagesFile.Close())
+		r.pagesFile = nil
 	}
 	return all
 }
@@ -123,7 +127,7 @@ func (r *restorer) readContents(ctx context.Context, id uint32, f *os.File) erro
 	if c == nil {
 		return fmt.Errorf("contents %d: %w", id, errs.ErrCorrupt)
 	}
-	return mem.RestoreContents(ctx, c, r.img.Pages, r.pages, f)
+	return mem.RestoreContents(ctx, c, r.pages, f)
 }
 
 func (r *restorer) hostPID(pid int) int {

@@ -33,7 +33,7 @@ func checkpointPoints() []string {
 		"visit-written", "visit-entered", "visit-masked", "visit-running", "visit-mapped",
 		"visit-batch-written", "visit-batch-done",
 		"visit-closing", "visit-unmapped", "visit-unmasked", "visit-left", "visit-erased",
-		"captured-process", "captured-files", "captured-namespaces", "captured", "released",
+		"captured-process", "captured-files", "captured-namespaces", "captured", "released", "stored",
 		"dir-state", "dir-renamed", "dir-publish", "dir-published", "committed",
 	}
 }

@@ -63,8 +63,14 @@ func refused(name, usage string, takes bool, why string) option {
 
 // oneOf is an option with a closed list of values, none of which matters here.
 func oneOf(name, usage string, values ...string) option {
+	return choice(new(string), name, usage, values...)
+}
+
+// choice is an option with a closed list of values, one of which goes to p.
+func choice(p *string, name, usage string, values ...string) option {
 	return option{name: name, usage: usage, takes: true, set: func(v string) error {
 		if slices.Contains(values, v) {
+			*p = v
 			return nil
 		}
 		return fmt.Errorf("invalid value %q for --%s: want %s", v, name, strings.Join(values, ", "))

@@ -28,6 +28,7 @@ func (a *app) checkpointCommand(g *global) *command {
 		text(&o.WorkDir, "work-path", "directory for logs (default: that of the checkpoint)"),
 		on(&o.LeaveRunning, "leave-running", "let the container go on after the checkpoint"),
 		on(&o.NoPrecopy, "no-precopy", "copy all memory while the container stands still, none before"),
+		choice(&o.Compress, "compress", "how to store memory: none, s2 (default) or zstd", "none", "s2", "zstd"),
 	}, policyOptions(o)...)
 	c.options = append(c.options,
 		accepted("link-remap", "save files that were deleted while open (always done)", false),

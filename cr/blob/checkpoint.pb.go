@@ -276,16 +276,22 @@ func (VMA_Kind) EnumDescriptor() ([]byte, []int) {
 type Chunk_Codec int32
 
 const (
-	Chunk_RAW Chunk_Codec = 0
+	Chunk_RAW  Chunk_Codec = 0
+	Chunk_S2   Chunk_Codec = 1 // one S2 block
+	Chunk_ZSTD Chunk_Codec = 2 // one Zstandard frame that says its size
 )
 
 // Enum value maps for Chunk_Codec.
 var (
 	Chunk_Codec_name = map[int32]string{
 		0: "RAW",
+		1: "S2",
+		2: "ZSTD",
 	}
 	Chunk_Codec_value = map[string]int32{
-		"RAW": 0,
+		"RAW":  0,
+		"S2":   1,
+		"ZSTD": 2,
 	}
 )
 
@@ -2934,7 +2940,8 @@ func (x *Contents) GetExtents() []*Extent {
 	return nil
 }
 
-// PageStore is the index of the pages file.
+// PageStore is the index of the pages file. Revision 2: codecs besides RAW, and
+// chunks in any order in the file.
 type PageStore struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	File          string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"` // name in the image directory
@@ -3357,15 +3364,17 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\tPageStore\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12(\n" +
-	"\x06chunks\x18\x03 \x03(\v2\x10.stasis.v1.ChunkR\x06chunks\"\x9b\x01\n" +
+	"\x06chunks\x18\x03 \x03(\v2\x10.stasis.v1.ChunkR\x06chunks\"\xad\x01\n" +
 	"\x05Chunk\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x16\n" +
 	"\x06stored\x18\x02 \x01(\rR\x06stored\x12\x10\n" +
 	"\x03raw\x18\x03 \x01(\rR\x03raw\x12,\n" +
 	"\x05codec\x18\x04 \x01(\x0e2\x16.stasis.v1.Chunk.CodecR\x05codec\x12\x10\n" +
-	"\x03crc\x18\x05 \x01(\rR\x03crc\"\x10\n" +
+	"\x03crc\x18\x05 \x01(\rR\x03crc\"\"\n" +
 	"\x05Codec\x12\a\n" +
-	"\x03RAW\x10\x00*\xb4\x02\n" +
+	"\x03RAW\x10\x00\x12\x06\n" +
+	"\x02S2\x10\x01\x12\b\n" +
+	"\x04ZSTD\x10\x02*\xb4\x02\n" +
 	"\aVMAFlag\x12\f\n" +
 	"\bVMA_NONE\x10\x00\x12\x11\n" +
 	"\rVMA_GROWSDOWN\x10\x01\x12\x0e\n" +

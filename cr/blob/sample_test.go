@@ -37,8 +37,10 @@ func sample(tb testing.TB) *Image {
 		Seccomp: &Seccomp{Filters: []*SeccompFilter{
 			{Program: bytes.Repeat([]byte{6, 0, 0, 0, 0, 0, 0xff, 0x7f}, 2)}, {Program: make([]byte, 8), Flags: 2},
 		}},
-		Pages: &PageStore{File: "pages.img", Size: 5 * 4096, Chunks: []*Chunk{
-			{Stored: 2 * 4096, Raw: 2 * 4096, Crc: 1}, {Offset: 2 * 4096, Stored: 3 * 4096, Raw: 3 * 4096, Crc: 2},
+		Pages: &PageStore{File: "pages.img", Size: 2*4096 + 300, Chunks: []*Chunk{
+			{Offset: 200, Stored: 2 * 4096, Raw: 2 * 4096, Crc: 1},
+			{Stored: 200, Raw: 3 * 4096, Codec: Chunk_ZSTD, Crc: 2},
+			{Offset: 2*4096 + 200, Stored: 100, Raw: 4096, Codec: Chunk_S2, Crc: 3},
 		}},
 		Contents: []*Contents{
 			{Id: 1, Size: 4097, Extents: []*Extent{{Pages: 1, Chunk: 1, Page: 2}, {

@@ -1,12 +1,17 @@
 package blob
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/stasis-cr/stasis/cr/errs"
 )
 
-// pages checks the index of the page store: chunks lie back to back and fill it.
+// pages checks the index of the page store: chunks fill it without a gap, in any
+// order.
 func (v *validator) pages() error {
 	p := v.img.Pages
 	if p == nil {
@@ -17,22 +22,62 @@ func (v *validator) pages() error {
 			return in(err, "page store")
 		}
 	}
-	var at uint64
 	for i, c := range p.Chunks {
-		switch {
-		case c.Raw == 0 || c.Raw%pageSize != 0 || c.Raw > maxRaw:
-			return bad("chunk %d: %d bytes of pages", i, c.Raw)
-		case c.Codec != Chunk_RAW:
-			return fmt.Errorf("chunk %d: codec %d: %w", i, c.Codec, errs.ErrVersion)
-		case c.Stored != c.Raw:
-			return bad("chunk %d: %d bytes stored for %d", i, c.Stored, c.Raw)
-		case c.Offset != at:
+		if err := c.check(); err != nil {
+			return in(err, "chunk %d", i)
+		}
+	}
+	return p.tiles()
+}
+
+// check looks at one chunk alone.
+func (c *Chunk) check() error {
+	switch {
+	case c.Raw == 0 || c.Raw%pageSize != 0 || c.Raw > maxRaw:
+		return bad("%d bytes of pages", c.Raw)
+	case c.Codec < Chunk_RAW || c.Codec > Chunk_ZSTD:
+		return fmt.Errorf("codec %d: %w", c.Codec, errs.ErrVersion)
+	case c.Stored == 0 || c.Stored > c.Raw || (c.Stored == c.Raw) != (c.Codec == Chunk_RAW):
+		return bad("%d bytes stored for %d by %s", c.Stored, c.Raw, c.Codec)
+	}
+	return nil
+}
+
+// tiles checks that the chunks, in the order of their offsets, lie back to back
+// from 0 to the end of the file: no byte of it is in two of them, or in none.
+func (p *PageStore) tiles() error {
+	order := make([]int, len(p.Chunks))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(p.Chunks[a].Offset, p.Chunks[b].Offset) })
+	var at uint64
+	for _, i := range order {
+		c := p.Chunks[i]
+		if c.Offset != at {
 			return bad("chunk %d: at %d, want %d", i, c.Offset, at)
 		}
 		at += uint64(c.Stored)
 	}
 	if at != p.Size {
 		return bad("page store: %d bytes, but chunks of %d", p.Size, at)
+	}
+	return nil
+}
+
+// pagesWere refuses what revision 1 of PageStore could not say: it knew no codec
+// and had its chunks in the order of the file.
+func pagesWere(rev uint16, m proto.Message) error {
+	p, ok := m.(*PageStore)
+	if !ok {
+		return fmt.Errorf("%T is no page store: %w", m, errs.ErrCorrupt)
+	}
+	var last uint64
+	for i, c := range p.Chunks {
+		if c.Codec != Chunk_RAW || c.Offset < last {
+			return bad("chunk %d: codec %d at %d in revision %d", i, c.Codec, c.Offset, rev)
+		}
+		last = c.Offset
 	}
 	return nil
 }

@@ -39,7 +39,8 @@ func TestSpoiledVersion(t *testing.T) {
 	checkSpoiled(t, errs.ErrVersion, []spoiled{
 		{"page size", func(i *Image) { i.Host.PageSize = 16384 }, "16384"},
 		{"cgroup", func(i *Image) { i.Host.CgroupVersion = 3 }, "host"},
-		{"codec", func(i *Image) { i.Pages.Chunks[1].Codec = 1 }, "chunk 1"},
+		{"codec", func(i *Image) { i.Pages.Chunks[1].Codec = 3 }, "chunk 1"},
+		{"codec below all", func(i *Image) { i.Pages.Chunks[1].Codec = -1 }, "chunk 1"},
 		{"vma kind", func(i *Image) { i.MMs[0].Vmas[1].Kind = 9 }, "mm 1: mapping 500000-504000"},
 		{"vma flag", func(i *Image) { i.MMs[1].Vmas[1].Flags = 1 << 40 }, "mm 2"},
 		{"state", func(i *Image) { i.Processes[1].State = 7 }, "process 7"},
@@ -84,13 +85,19 @@ func TestSpoiledPages(t *testing.T) {
 		{"chunk of half a page", func(i *Image) { i.Pages.Chunks[0].Raw = 2048 }, "chunk 0"},
 		{"chunk too large", func(i *Image) { i.Pages.Chunks[0].Raw = maxRaw + 4096 }, "chunk 0"},
 		{"chunk grown", func(i *Image) { i.Pages.Chunks[0].Stored += 4096 }, "chunk 0"},
-		{"chunk overlaps", func(i *Image) { i.Pages.Chunks[1].Offset = 4096 }, "chunk 1"},
-		{"chunk beyond", func(i *Image) { i.Pages.Chunks[1].Offset = 1 << 63 }, "chunk 1"},
+		{"chunk shrunk by nothing", func(i *Image) { i.Pages.Chunks[0].Stored-- }, "chunk 0"},
+		{"chunk of no bytes", func(i *Image) { i.Pages.Chunks[1].Stored = 0 }, "chunk 1"},
+		{"chunk grown by its codec", func(i *Image) { i.Pages.Chunks[1].Stored = 3 * 4096 }, "chunk 1"},
+		{"chunk overlaps", func(i *Image) { i.Pages.Chunks[0].Offset = 100 }, "chunk 0"},
+		{"chunks at one place", func(i *Image) { i.Pages.Chunks[2].Offset = 0 }, "want"},
+		{"chunk leaves a gap", func(i *Image) { i.Pages.Chunks[2].Offset++ }, "chunk 2"},
+		{"chunk is missing", func(i *Image) { i.Pages.Chunks[1].Stored = 199 }, "chunk 0"},
+		{"chunk beyond", func(i *Image) { i.Pages.Chunks[1].Offset = 1 << 63 }, "want 0"},
 		{"no store", func(i *Image) { i.Pages = nil }, "no chunk"},
 		{"contents id", func(i *Image) { i.Contents[1].Id = 1 }, "contents id 1"},
 		{"contents size", func(i *Image) { i.Contents[1].Size = 1 << 63 }, "contents 2"},
 		{"contents beyond its end", func(i *Image) { i.Contents[0].Size = 4096 }, "contents 1: pages at 1000"},
-		{"contents from nowhere", func(i *Image) { i.Contents[0].Extents[0].Chunk = 2 }, "no chunk 2"},
+		{"contents from nowhere", func(i *Image) { i.Contents[0].Extents[0].Chunk = 3 }, "no chunk 3"},
 		{"contents many times", func(i *Image) {
 			c := &Contents{Id: 2, Size: 1 << 30}
 			for n := range uint64(6) {

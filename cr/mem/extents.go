@@ -54,12 +54,12 @@ func without(spans []span, list []*blob.Extent) []span {
 		at := s.start
 		for j := i; j < len(list) && list[j].Start < s.end; j++ {
 			if list[j].Start > at {
-				out = append(out, span{at, list[j].Start})
+				out = append(out, span{start: at, end: list[j].Start})
 			}
 			at = max(at, extentEnd(list[j]))
 		}
 		if at < s.end {
-			out = append(out, span{at, s.end})
+			out = append(out, span{start: at, end: s.end})
 		}
 	}
 	return out
@@ -72,7 +72,7 @@ func overlay(below, above []*blob.Extent) []*blob.Extent {
 	}
 	seen := make([]span, 0, len(below))
 	for _, e := range below {
-		seen = append(seen, span{e.Start, extentEnd(e)})
+		seen = append(seen, span{start: e.Start, end: extentEnd(e)})
 	}
 	out := append(within(below, without(seen, above)), above...)
 	sortExtents(out)

@@ -51,7 +51,7 @@ func randomLists(r *rand.Rand) (list []*blob.Extent, spans []span) {
 		at += r.Uint64N(4)
 		n := 1 + r.Uint64N(6)
 		if r.IntN(3) == 0 {
-			spans = append(spans, span{at * PageSize, (at + n) * PageSize})
+			spans = append(spans, span{start: at * PageSize, end: (at + n) * PageSize})
 		} else {
 			e := &blob.Extent{Start: at * PageSize, Pages: uint32(n), Chunk: r.Uint32N(5), Page: r.Uint32N(9)}
 			if r.IntN(4) == 0 {

@@ -3,7 +3,6 @@ package mem
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"sync/atomic"
 
@@ -34,7 +33,6 @@ type use struct {
 // zero value is not ready: use NewPlan. Chunk and page numbers were checked when
 // the image was validated.
 type Plan struct {
-	store *blob.PageStore
 	uses  [][]use
 	bytes int64
 	done  atomic.Int64
@@ -42,7 +40,7 @@ type Plan struct {
 
 // NewPlan returns a plan that wants nothing.
 func NewPlan(store *blob.PageStore) *Plan {
-	return &Plan{store: store, uses: make([][]use, len(store.GetChunks()))}
+	return &Plan{uses: make([][]use, len(store.GetChunks()))}
 }
 
 // Want adds extents that belong to t.
@@ -63,11 +61,12 @@ func (p *Plan) Want(extents []*blob.Extent, t Target) {
 // Progress returns the bytes put and the bytes wanted.
 func (p *Plan) Progress() (done, total int64) { return p.done.Load(), p.bytes }
 
-// Fill reads each chunk that is wanted once, checks it and puts its pages.
-func (p *Plan) Fill(ctx context.Context, store io.ReaderAt) error {
+// Fill reads each chunk that is wanted once, checks it and puts its pages. pages
+// is of the store that the plan was made for.
+func (p *Plan) Fill(ctx context.Context, pages *Pages) error {
 	group, ctx := errgroup.WithContext(ctx)
 	next := atomic.Int64{}
-	for range workers {
+	for range workers() {
 		group.Go(func() error {
 			buf := make([]byte, ChunkSize)
 			for {
@@ -81,7 +80,7 @@ func (p *Plan) Fill(ctx context.Context, store io.ReaderAt) error {
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
 				}
-				if err := p.fillChunk(store, i, buf); err != nil {
+				if err := p.fillChunk(pages, i, buf); err != nil {
 					return err
 				}
 			}
@@ -90,8 +89,8 @@ func (p *Plan) Fill(ctx context.Context, store io.ReaderAt) error {
 	return group.Wait()
 }
 
-func (p *Plan) fillChunk(store io.ReaderAt, i int, buf []byte) error {
-	raw, err := readChunk(store, i, p.store.Chunks[i], buf)
+func (p *Plan) fillChunk(pages *Pages, i int, buf []byte) error {
+	raw, err := pages.Chunk(i, buf)
 	if err != nil {
 		return err
 	}
@@ -177,11 +176,11 @@ func (t *fileTarget) put(raw []byte, runs []run) error {
 }
 
 // RestoreContents gives f, which is empty, the size and the bytes of c.
-func RestoreContents(ctx context.Context, c *blob.Contents, store *blob.PageStore, pages io.ReaderAt, f *os.File) error {
+func RestoreContents(ctx context.Context, c *blob.Contents, pages *Pages, f *os.File) error {
 	if err := f.Truncate(int64(c.Size)); err != nil {
 		return err
 	}
-	p := NewPlan(store)
+	p := NewPlan(pages.index)
 	p.Want(c.Extents, &fileTarget{f, c.Size})
 	return p.Fill(ctx, pages)
 }

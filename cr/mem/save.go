@@ -4,37 +4,40 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/sys"
 )
 
-// workers is how many chunks are copied at once. Each holds one ChunkSize
-// buffer; two saturate the page allocator of the machines measured.
-const workers = 2
+// SaverOptions say how a saver works.
+type SaverOptions struct {
+	// Hurry: somebody waits for Read. Until it returns, pages are copied into
+	// memory, and what does not fit there is stored as it is, uncompressed.
+	Hurry bool
+	// Background: the container runs. The workers take the time that nobody else
+	// wants.
+	Background bool
+}
 
-// Saver copies pages into a store. Use it from one goroutine; it copies with
-// workers of its own, which end with Wait.
+// Saver copies pages into a store. Use it from one goroutine; it works with
+// goroutines of its own, which end with Wait or Close. Several savers may fill
+// one store, one after the other.
 type Saver struct {
 	store  *Store
-	group  *errgroup.Group
-	ctx    context.Context //nolint:containedctx // the workers' own, ended by Wait
-	jobs   chan *job
+	pipe   pipe
 	copied atomic.Int64
 
 	regions []sys.PageRegion
 	frames  []byte
 	shared  map[uint64]frameOwner // page frames that several address spaces may map
 	refs    []ref
+	tasks   []*taskMemory
 
 	mu      sync.Mutex
 	extents map[*[]*blob.Extent]struct{} // lists to sort at the end
@@ -54,49 +57,29 @@ type ref struct {
 	from  frameOwner
 }
 
-// source reads bytes: a task's memory by address, or a file by offset.
-type source interface {
-	read(b []byte, spans []span) error
-}
-
 // job is one chunk's worth of pages.
 type job struct {
 	src      source
 	spans    []span
 	pages    int
-	keepZero bool // zeros must be stored: a file lies beneath
-	noteZero bool // zeros get an extent, of zeroChunk
 	list     *[]*blob.Extent
+	noteZero bool // zeros get an extent, of zeroChunk
+
+	buf    []byte // lent by the pool; holds the pages once filled
+	filled bool   // read, and on its way to be written
+	plain  bool   // to be written uncompressed
 }
 
-// NewSaver starts a saver that writes to store.
-func NewSaver(ctx context.Context, store *Store) *Saver { return newSaver(ctx, store, (*Saver).work) }
-
-// NewBackgroundSaver is NewSaver for a container that runs meanwhile: its workers
-// take the time that nobody else wants.
-func NewBackgroundSaver(ctx context.Context, store *Store) *Saver {
-	return newSaver(ctx, store, func(s *Saver) error {
-		runtime.LockOSThread() // and never unlock: the thread ends with the worker
-		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, backgroundNice); err != nil {
-			return fmt.Errorf("nice: %w", err)
-		}
-		return s.work()
-	})
-}
-
-// backgroundNice is the lowest priority.
-const backgroundNice = 19
-
-func newSaver(ctx context.Context, store *Store, work func(*Saver) error) *Saver {
+// NewSaver starts a saver that writes to store. The caller ends it with Wait or
+// Close.
+func NewSaver(ctx context.Context, store *Store, o SaverOptions) *Saver {
 	s := &Saver{
-		store: store, jobs: make(chan *job, workers),
+		store:   store,
 		regions: make([]sys.PageRegion, scanBatch), frames: make([]byte, chunkPages*8),
 		shared: map[uint64]frameOwner{}, extents: map[*[]*blob.Extent]struct{}{},
 	}
-	s.group, s.ctx = errgroup.WithContext(ctx)
-	for range workers {
-		s.group.Go(func() error { return work(s) })
-	}
+	s.pipe = pipe{pool: &store.pool, read: s.fill, write: s.keep, hurry: o.Hurry, background: o.Background}
+	s.pipe.start(ctx)
 	return s
 }
 
@@ -117,13 +100,15 @@ func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool, t *Tracker) err
 	}
 	defer pagemap.Close() //nolint:errcheck // read only
 	src, gentle := &taskMemory{pid: pid}, &taskMemory{pid: pid, gentle: true}
+	s.tasks = append(s.tasks, src, gentle)
+	own := &batcher{saver: s, job: job{src: src, list: &mm.Extents}}
+	common := &batcher{saver: s, job: job{src: gentle, list: &mm.Extents}}
 	for _, v := range mm.Vmas {
 		if v.Shared || (v.Kind != blob.VMA_ANON && v.Kind != blob.VMA_FILE) {
 			continue
 		}
-		own := &batcher{saver: s, job: job{src: src, keepZero: v.Kind == blob.VMA_FILE, list: &mm.Extents}}
-		common := &batcher{saver: s, job: own.job}
-		common.job.src = gentle
+		own.keepZero = v.Kind == blob.VMA_FILE // zeros must be stored: a file lies beneath
+		common.keepZero = own.keepZero
 		add := own.add
 		if sharing {
 			add = func(r span) error { return s.unshare(pagemap, r, own, common) }
@@ -136,11 +121,8 @@ func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool, t *Tracker) err
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(own.flush(), common.flush()); err != nil {
-			return err
-		}
 	}
-	return nil
+	return errors.Join(own.flush(), common.flush())
 }
 
 // unshare hands the pages of r that no other address space maps to own, those
@@ -148,7 +130,7 @@ func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool, t *Tracker) err
 // been saved with another.
 func (s *Saver) unshare(pagemap *os.File, r span, own, common *batcher) error {
 	return eachFrame(pagemap, r, s.frames, func(addr, entry uint64) error {
-		page := span{addr, addr + PageSize}
+		page := span{start: addr, end: addr + PageSize}
 		pfn := entry & pmPFN
 		if entry&pmPresent == 0 || entry&pmExclusive != 0 || pfn == 0 {
 			return own.add(page)
@@ -195,7 +177,7 @@ func (s *Saver) refer(list *[]*blob.Extent, addr uint64, from frameOwner) {
 }
 
 // File saves the bytes of f, which stays the caller's and must stay open until
-// Wait; its position is not used. c's extents are complete after Wait.
+// Read or Close; its position is not used. c's extents are complete after Wait.
 func (s *Saver) File(f *os.File, c *blob.Contents) error {
 	b := &batcher{saver: s, job: job{src: fileBytes{f}, list: &c.Extents}}
 	size := int64(c.Size)
@@ -215,7 +197,7 @@ func (s *Saver) File(f *os.File, c *blob.Contents) error {
 		if end <= data {
 			break
 		}
-		if err := b.add(span{uint64(data) &^ (PageSize - 1), (uint64(end) + PageSize - 1) &^ (PageSize - 1)}); err != nil {
+		if err := b.add(span{start: uint64(data) &^ (PageSize - 1), end: (uint64(end) + PageSize - 1) &^ (PageSize - 1)}); err != nil {
 			return err
 		}
 		at = (end + PageSize - 1) &^ (PageSize - 1)
@@ -223,10 +205,15 @@ func (s *Saver) File(f *os.File, c *blob.Contents) error {
 	return b.flush()
 }
 
-// Wait ends the workers and completes every list of extents.
+// Read waits until every page that was handed over so far is copied: what is
+// saved may go on, and files may be closed, while the pages are written. Also
+// after an error nothing is read any more.
+func (s *Saver) Read() error { return s.pipe.settle() }
+
+// Wait waits until all is written, ends the workers, and completes every list of
+// extents.
 func (s *Saver) Wait() error {
-	close(s.jobs)
-	if err := s.group.Wait(); err != nil {
+	if err := errors.Join(s.pipe.end(), s.closeTasks()); err != nil {
 		return err
 	}
 	for list := range s.extents {
@@ -236,17 +223,35 @@ func (s *Saver) Wait() error {
 	return nil
 }
 
+// Close ends the workers at once: what is saved then is of no use. After Wait it
+// does nothing.
+func (s *Saver) Close() error {
+	s.pipe.fail(errClosed)
+	s.pipe.end() //nolint:errcheck // it is told by Read and Wait, or is our own
+	return s.closeTasks()
+}
+
+func (s *Saver) closeTasks() error {
+	var all error
+	for _, t := range s.tasks {
+		all = errors.Join(all, t.close())
+	}
+	s.tasks = nil
+	return all
+}
+
 // batcher collects runs of pages into jobs of one chunk.
 type batcher struct {
-	saver *Saver
-	job   job
+	saver    *Saver
+	job      job
+	keepZero bool // of the pages that come next
 }
 
 func (b *batcher) add(r span) error {
 	for r.start < r.end {
 		room := uint64(chunkPages-b.job.pages) * PageSize
-		part := span{r.start, min(r.end, r.start+room)}
-		if n := len(b.job.spans); n > 0 && b.job.spans[n-1].end == part.start {
+		part := span{r.start, min(r.end, r.start+room), b.keepZero}
+		if n := len(b.job.spans); n > 0 && b.job.spans[n-1].end == part.start && b.job.spans[n-1].keepZero == b.keepZero {
 			b.job.spans[n-1].end = part.end
 		} else {
 			b.job.spans = append(b.job.spans, part)
@@ -268,38 +273,34 @@ func (b *batcher) flush() error {
 	}
 	j := b.job
 	b.job.spans, b.job.pages = nil, 0
-	select {
-	case b.saver.jobs <- &j:
-		return nil
-	case <-b.saver.ctx.Done():
-		return context.Cause(b.saver.ctx)
-	}
+	return b.saver.pipe.add(&j)
 }
 
-func (s *Saver) work() error {
-	buf := make([]byte, ChunkSize)
-	for j := range s.jobs {
-		if s.ctx.Err() != nil {
-			return context.Cause(s.ctx)
-		}
-		if err := s.copyChunk(j, buf); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *Saver) copyChunk(j *job, buf []byte) error {
-	raw := buf[:j.pages*PageSize]
-	if err := j.src.read(raw, j.spans); errors.Is(err, errVanished) {
+// fill reads a job's pages. Of one whose memory has gone nothing is left to keep.
+func (s *Saver) fill(j *job) error {
+	raw := j.buf[:j.pages*PageSize]
+	err := j.src.read(raw, j.spans)
+	if errors.Is(err, errVanished) {
+		j.spans, j.pages = nil, 0
 		return nil
-	} else if err != nil {
+	}
+	if err != nil {
 		return err
 	}
 	s.copied.Add(int64(len(raw)))
+	return nil
+}
+
+// keep stores what must be stored of a job's pages.
+func (s *Saver) keep(j *job) error {
+	raw := j.buf[:j.pages*PageSize]
 	ext, kept := index(j, raw)
 	if kept > 0 {
-		chunk, err := s.store.Put(raw[:kept*PageSize])
+		put := s.store.Put
+		if j.plain {
+			put = s.store.PutRaw
+		}
+		chunk, err := put(raw[:kept*PageSize])
 		if err != nil {
 			return err
 		}
@@ -327,7 +328,7 @@ func index(j *job, raw []byte) (ext []*blob.Extent, kept int) {
 		for addr := r.start; addr < r.end; addr += PageSize {
 			page := raw[at*PageSize : (at+1)*PageSize]
 			at++
-			if !j.keepZero && string(page) == string(zeroPage[:]) {
+			if !r.keepZero && string(page) == string(zeroPage[:]) {
 				last = nil
 				if j.noteZero {
 					ext = appendZero(ext, addr)
@@ -388,79 +389,4 @@ func (s *Saver) resolve() {
 		sortExtents(*list)
 	}
 	s.refs = nil
-}
-
-// taskMemory reads the memory of a task from outside.
-//
-// process_vm_readv is the fast way, but it pins pages, and to pin one that is
-// shared copy-on-write the kernel copies it first (mm/gup.c, gup_must_unshare,
-// Linux 5.19): the container would grow, and its sharing be lost before it is
-// seen. gentle reads by /proc/PID/mem only, which does not pin.
-type taskMemory struct {
-	pid    int
-	gentle bool
-
-	mem sync.Once
-	f   *os.File
-	err error
-}
-
-// maxIov is UIO_MAXIOV.
-const maxIov = 1024
-
-func (t *taskMemory) read(b []byte, spans []span) error {
-	for len(spans) > 0 {
-		n := min(len(spans), maxIov)
-		remote := make([]unix.RemoteIovec, n)
-		size := 0
-		for i, r := range spans[:n] {
-			remote[i] = unix.RemoteIovec{Base: uintptr(r.start), Len: int(r.end - r.start)}
-			size += remote[i].Len
-		}
-		got, err := 0, error(nil)
-		if !t.gentle {
-			local := []unix.Iovec{{Base: &b[0], Len: uint64(size)}}
-			got, err = unix.ProcessVMReadv(t.pid, local, remote, 0)
-		}
-		if err != nil || got != size {
-			if err := t.readEach(b[:size], spans[:n]); err != nil {
-				return err
-			}
-		}
-		b, spans = b[size:], spans[n:]
-	}
-	return nil
-}
-
-// readEach reads through /proc/PID/mem, which unlike process_vm_readv also
-// reads what the task itself may not (PROT_NONE).
-func (t *taskMemory) readEach(b []byte, spans []span) error {
-	t.mem.Do(func() { t.f, t.err = os.Open(fmt.Sprintf("/proc/%d/mem", t.pid)) })
-	if t.err != nil {
-		return t.err
-	}
-	for _, r := range spans {
-		n := int(r.end - r.start)
-		if _, err := t.f.ReadAt(b[:n], int64(r.start)); err != nil {
-			return fmt.Errorf("memory %x-%x: %w", r.start, r.end, err)
-		}
-		b = b[n:]
-	}
-	return nil
-}
-
-// fileBytes reads a file; what lies beyond its end reads as zeros.
-type fileBytes struct{ f *os.File }
-
-func (s fileBytes) read(b []byte, spans []span) error {
-	for _, r := range spans {
-		n := int(r.end - r.start)
-		got, err := s.f.ReadAt(b[:n], int64(r.start))
-		if err != nil && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("%s at %d: %w", s.f.Name(), r.start, err)
-		}
-		clear(b[got:n])
-		b = b[n:]
-	}
-	return nil
 }

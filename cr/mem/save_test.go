@@ -50,7 +50,7 @@ type saved struct {
 func (s *saved) page(t *testing.T, e *blob.Extent, i uint32) []byte {
 	t.Helper()
 	buf := make([]byte, ChunkSize)
-	raw, err := readChunk(s.file, int(e.Chunk), s.index.Chunks[e.Chunk], buf)
+	raw, err := OpenPages(s.index, s.file).Chunk(int(e.Chunk), buf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,8 +79,8 @@ func (s *saved) pages(t *testing.T, extents []*blob.Extent) map[uint64][]byte {
 func saveSpaces(t *testing.T, sharing bool, pids []int, mms []*blob.MM) *saved {
 	t.Helper()
 	f := tempFile(t)
-	store := NewStore(f)
-	s := NewSaver(t.Context(), store)
+	store := NewStore(f, StoreOptions{})
+	s := NewSaver(t.Context(), store, SaverOptions{})
 	var err error
 	for i, pid := range pids {
 		err = errors.Join(err, s.AddressSpace(pid, mms[i], sharing, nil))
@@ -186,7 +186,7 @@ func framesOf(t *testing.T, pid int, p place) []uint64 {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	frames, err := pageFrames(f, span{p.Start, p.End}, make([]byte, (p.End-p.Start)/PageSize*8))
+	frames, err := pageFrames(f, span{start: p.Start, end: p.End}, make([]byte, (p.End-p.Start)/PageSize*8))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +230,7 @@ func TestFill(t *testing.T) {
 	plan := NewPlan(s.index)
 	plan.Want(moved(mm.Extents, from.Places["random"], to.Places["target"].Start), target)
 	plan.Want(moved(mm.Extents, from.Places["readonly"], to.Places["closed"].Start), target)
-	if err := plan.Fill(t.Context(), s.file); err != nil {
+	if err := plan.Fill(t.Context(), OpenPages(s.index, s.file)); err != nil {
 		t.Fatal(err)
 	}
 	if done, total := plan.Progress(); done != total || total != (randomPages+smallPages)*PageSize {
@@ -245,7 +245,7 @@ func TestFill(t *testing.T) {
 
 func TestFillFails(t *testing.T) {
 	f := tempFile(t)
-	store := NewStore(f)
+	store := NewStore(f, StoreOptions{})
 	for i := range 8 {
 		if _, err := store.Put(noise(uint64(i), PageSize)); err != nil {
 			t.Fatal(err)
@@ -260,16 +260,16 @@ func TestFillFails(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := want(store.Index("p")).Fill(ctx, f); !errors.Is(err, context.Canceled) {
+	if err := want(store.Index("p")).Fill(ctx, OpenPages(store.Index("p"), f)); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	if _, err := f.WriteAt([]byte{1, 2, 3}, 5*PageSize); err != nil {
 		t.Fatal(err)
 	}
-	if err := want(store.Index("p")).Fill(t.Context(), f); !errors.Is(err, errs.ErrCorrupt) {
+	if err := want(store.Index("p")).Fill(t.Context(), OpenPages(store.Index("p"), f)); !errors.Is(err, errs.ErrCorrupt) {
 		t.Errorf("damaged: %v", err)
 	}
-	if err := NewPlan(nil).Fill(t.Context(), f); err != nil {
+	if err := NewPlan(nil).Fill(t.Context(), OpenPages(nil, f)); err != nil {
 		t.Errorf("nothing wanted: %v", err)
 	}
 }
@@ -285,7 +285,7 @@ func TestSaverFails(t *testing.T) {
 	if _, err := f.Write(noise(1, 8*ChunkSize)); err != nil {
 		t.Fatal(err)
 	}
-	s := NewSaver(t.Context(), NewStore(full))
+	s := NewSaver(t.Context(), NewStore(full, StoreOptions{}), SaverOptions{})
 	err = s.File(f, &blob.Contents{Size: 8 * ChunkSize})
 	if e := s.Wait(); !errors.Is(e, unix.ENOSPC) {
 		t.Errorf("no room: %v, %v", err, e)
@@ -293,13 +293,13 @@ func TestSaverFails(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	s = NewSaver(ctx, NewStore(tempFile(t)))
+	s = NewSaver(ctx, NewStore(tempFile(t), StoreOptions{}), SaverOptions{})
 	err = s.File(f, &blob.Contents{Size: 8 * ChunkSize})
 	if e := s.Wait(); !errors.Is(errors.Join(err, e), context.Canceled) {
 		t.Errorf("cancelled: %v, %v", err, e)
 	}
 
-	s = NewSaver(t.Context(), NewStore(tempFile(t)))
+	s = NewSaver(t.Context(), NewStore(tempFile(t), StoreOptions{}), SaverOptions{})
 	if err := s.AddressSpace(1<<30, &blob.MM{}, false, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("nobody's memory: %v", err)
 	}
@@ -313,7 +313,7 @@ func FuzzIndex(f *testing.F) {
 	f.Add([]byte{1, 0, 1, 2, 0}, true)
 	f.Fuzz(func(t *testing.T, marks []byte, keepZero bool) {
 		marks = marks[:min(len(marks), 64)]
-		j := &job{keepZero: keepZero}
+		j := &job{}
 		raw := make([]byte, len(marks)*PageSize)
 		want := map[uint64]byte{}
 		at := uint64(0)
@@ -324,7 +324,7 @@ func FuzzIndex(f *testing.F) {
 			if n := len(j.spans); n > 0 && j.spans[n-1].end == at {
 				j.spans[n-1].end += PageSize
 			} else {
-				j.spans = append(j.spans, span{at, at + PageSize})
+				j.spans = append(j.spans, span{at, at + PageSize, keepZero})
 			}
 			raw[i*PageSize+17] = m & 0x7f
 			if m&0x7f != 0 || keepZero {

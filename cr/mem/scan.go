@@ -12,7 +12,10 @@ import (
 const scanBatch = 4096
 
 // span is a run of pages: [start, end) in bytes.
-type span struct{ start, end uint64 }
+type span struct {
+	start, end uint64
+	keepZero   bool // a page of zeros is stored like any other
+}
 
 // scanVMA calls f for each run of pages of v that must be saved, in order.
 //
@@ -32,7 +35,7 @@ func scanVMA(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion, f func(span) e
 		scan.Mask |= sys.PageFile
 		scan.Inverted |= sys.PageFile
 	}
-	return eachRegion(pagemap, scan, vec, func(r sys.PageRegion) error { return f(span{r.Start, r.End}) })
+	return eachRegion(pagemap, scan, vec, func(r sys.PageRegion) error { return f(span{start: r.Start, end: r.End}) })
 }
 
 // eachRegion calls f for each run that scan finds. vec is room for some of them.
@@ -75,7 +78,7 @@ func pageFrames(pagemap *os.File, s span, buf []byte) ([]uint64, error) {
 // room for those of one chunk.
 func eachFrame(pagemap *os.File, r span, buf []byte, f func(addr, entry uint64) error) error {
 	for r.start < r.end {
-		part := span{r.start, min(r.end, r.start+ChunkSize)}
+		part := span{start: r.start, end: min(r.end, r.start+ChunkSize)}
 		frames, err := pageFrames(pagemap, part, buf)
 		if err != nil {
 			return err

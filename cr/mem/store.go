@@ -3,20 +3,25 @@ package mem
 import (
 	"fmt"
 	"hash/crc32"
-	"io"
 	"os"
 	"sync"
 
 	"github.com/stasis-cr/stasis/cr/blob"
-	"github.com/stasis-cr/stasis/cr/errs"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+// StoreOptions say how a store is written.
+type StoreOptions struct {
+	Codec blob.Chunk_Codec // of chunks that shrink by it
+}
+
 // Store writes the page store: chunks back to back in one file, in the order in
 // which workers finish them. It is safe for concurrent use.
 type Store struct {
-	f *os.File
+	f    *os.File
+	enc  *encoder
+	pool pool // of the savers
 
 	mu     sync.Mutex
 	size   uint64
@@ -24,24 +29,55 @@ type Store struct {
 }
 
 // NewStore writes to f, which stays the caller's.
-func NewStore(f *os.File) *Store { return &Store{f: f} }
+func NewStore(f *os.File, o StoreOptions) *Store {
+	return &Store{f: f, enc: newEncoder(o.Codec)}
+}
 
-// Put appends one chunk of pages and returns its index. It does not keep raw.
+// Put appends one chunk of pages, compressed if it shrinks, and returns its
+// index. It does not keep raw.
 func (s *Store) Put(raw []byte) (uint32, error) {
-	c := &blob.Chunk{
-		Stored: uint32(len(raw)), Raw: uint32(len(raw)),
-		Codec: blob.Chunk_RAW, Crc: crc32.Checksum(raw, castagnoli),
-	}
+	i := s.reserve()
+	return i, s.put(i, raw)
+}
+
+// PutRaw is Put for who can't wait for a compressor.
+func (s *Store) PutRaw(raw []byte) (uint32, error) {
+	i := s.reserve()
+	return i, s.write(i, raw, len(raw), blob.Chunk_RAW)
+}
+
+// reserve gives out the index of a chunk that is going to be put. Until then
+// the store's record is not valid.
+func (s *Store) reserve() uint32 {
 	s.mu.Lock()
-	c.Offset = s.size
-	s.size += uint64(len(raw))
-	index := uint32(len(s.chunks))
-	s.chunks = append(s.chunks, c)
-	s.mu.Unlock()
-	if _, err := s.f.WriteAt(raw, int64(c.Offset)); err != nil {
-		return 0, fmt.Errorf("page store: %w", err)
+	defer s.mu.Unlock()
+	s.chunks = append(s.chunks, &blob.Chunk{})
+	return uint32(len(s.chunks) - 1)
+}
+
+// put compresses a chunk and appends it.
+func (s *Store) put(i uint32, raw []byte) error {
+	b := s.enc.scratch.Get().(*[]byte) //nolint:forcetypeassert,errcheck // it holds nothing else
+	defer s.enc.scratch.Put(b)
+	stored, codec, err := s.enc.encode(raw, *b)
+	if err != nil {
+		return fmt.Errorf("page store: chunk %d: %w", i, err)
 	}
-	return index, nil
+	return s.write(i, stored, len(raw), codec)
+}
+
+// write appends the stored bytes of a chunk.
+func (s *Store) write(i uint32, stored []byte, raw int, codec blob.Chunk_Codec) error {
+	sum := crc32.Checksum(stored, castagnoli)
+	s.mu.Lock()
+	at := s.size
+	s.size += uint64(len(stored))
+	s.chunks[i] = &blob.Chunk{Offset: at, Stored: uint32(len(stored)), Raw: uint32(raw), Codec: codec, Crc: sum}
+	s.mu.Unlock()
+	if _, err := s.f.WriteAt(stored, int64(at)); err != nil {
+		return fmt.Errorf("page store: %w", err)
+	}
+	return nil
 }
 
 // Size is what the store holds so far, in bytes.
@@ -52,26 +88,9 @@ func (s *Store) Size() int64 {
 }
 
 // Index returns the store's record; name is its file's name in the image
-// directory.
+// directory. Precondition: nothing is being put.
 func (s *Store) Index(name string) *blob.PageStore {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &blob.PageStore{File: name, Size: s.size, Chunks: s.chunks}
-}
-
-// readChunk reads chunk i into buf, which holds ChunkSize bytes, and checks it.
-// The bounds in c were checked when the image was validated, but for the size of
-// the buffer.
-func readChunk(f io.ReaderAt, i int, c *blob.Chunk, buf []byte) ([]byte, error) {
-	if int(c.Raw) > len(buf) || c.Codec != blob.Chunk_RAW || c.Stored != c.Raw {
-		return nil, fmt.Errorf("chunk %d: codec %d of %d bytes: %w", i, c.Codec, c.Raw, errs.ErrVersion)
-	}
-	b := buf[:c.Raw]
-	if n, err := f.ReadAt(b, int64(c.Offset)); n < len(b) {
-		return nil, fmt.Errorf("chunk %d at %d: %w: %w", i, c.Offset, errs.ErrCorrupt, err)
-	}
-	if got := crc32.Checksum(b, castagnoli); got != c.Crc {
-		return nil, fmt.Errorf("chunk %d at %d: checksum %08x, want %08x: %w", i, c.Offset, got, c.Crc, errs.ErrCorrupt)
-	}
-	return b, nil
 }

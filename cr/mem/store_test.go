@@ -6,14 +6,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/stasis-cr/stasis/cr/blob"
-	"github.com/stasis-cr/stasis/cr/errs"
 )
 
 func tempFile(t testing.TB) *os.File {
@@ -34,89 +31,18 @@ func noise(seed uint64, n int) []byte {
 	return b
 }
 
-func TestStore(t *testing.T) {
-	f := tempFile(t)
-	s := NewStore(f)
-	var want []byte
-	for i := range 5 {
-		raw := noise(uint64(i), (i+1)*PageSize)
-		want = append(want, raw...)
-		if n, err := s.Put(raw); err != nil || n != uint32(i) {
-			t.Fatalf("chunk %d, %v", n, err)
-		}
-		clear(raw) // it must not be kept
-	}
-	index := s.Index("pages")
-	if got, err := os.ReadFile(f.Name()); err != nil || !bytes.Equal(got, want) || s.Size() != int64(len(want)) || index.Size != uint64(len(want)) {
-		t.Fatalf("%d bytes, %v; want %d", len(got), err, len(want))
-	}
-	buf := make([]byte, ChunkSize)
-	for i, c := range index.Chunks {
-		got, err := readChunk(f, i, c, buf)
-		if err != nil || !bytes.Equal(got, want[c.Offset:c.Offset+uint64(c.Raw)]) {
-			t.Errorf("chunk %d: %v", i, err)
-		}
-	}
-}
-
-func TestReadChunkRefuses(t *testing.T) {
-	f := tempFile(t)
-	s := NewStore(f)
-	raw := noise(9, 2*PageSize)
-	if _, err := s.Put(raw); err != nil {
-		t.Fatal(err)
-	}
-	good := s.Index("pages").Chunks[0]
-	buf := make([]byte, ChunkSize)
-	for _, bit := range []int{0, 7, 8 * PageSize, 8*len(raw) - 1} {
-		bad := slices.Clone(raw)
-		bad[bit/8] ^= 1 << (bit % 8)
-		if _, err := readChunk(bytes.NewReader(bad), 0, good, buf); !errors.Is(err, errs.ErrCorrupt) {
-			t.Errorf("bit %d flipped: %v", bit, err)
-		}
-	}
-	for _, n := range []int{0, 1, len(raw) - 1} {
-		if _, err := readChunk(bytes.NewReader(raw[:n]), 0, good, buf); !errors.Is(err, errs.ErrCorrupt) {
-			t.Errorf("cut to %d bytes: %v", n, err)
-		}
-	}
-	for name, change := range map[string]func(*blob.Chunk){
-		"an unknown codec": func(c *blob.Chunk) { c.Codec = 7 },
-		"two sizes":        func(c *blob.Chunk) { c.Stored-- },
-		"too large":        func(c *blob.Chunk) { c.Raw, c.Stored = ChunkSize+1, ChunkSize+1 },
-		"the largest":      func(c *blob.Chunk) { c.Raw, c.Stored = 1<<32-1, 1<<32-1 },
-	} {
-		c := proto.CloneOf(good)
-		change(c)
-		if _, err := readChunk(bytes.NewReader(raw), 0, c, buf); !errors.Is(err, errs.ErrVersion) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
-func FuzzReadChunk(f *testing.F) {
-	f.Add([]byte("data"), uint64(0), uint32(4), uint32(4), uint32(0))
-	f.Fuzz(func(t *testing.T, file []byte, offset uint64, raw, stored, crc uint32) {
-		c := &blob.Chunk{Offset: offset, Raw: raw, Stored: stored, Crc: crc}
-		b, err := readChunk(bytes.NewReader(file), 0, c, make([]byte, ChunkSize))
-		if err == nil && len(b) != int(raw) {
-			t.Errorf("%d bytes of %d", len(b), raw)
-		}
-	})
-}
-
 // saveFile saves f and restores it into another file, whose name it returns.
 func saveFile(t *testing.T, f *os.File, size int64) (*blob.Contents, string) {
 	t.Helper()
 	pages := tempFile(t)
-	store := NewStore(pages)
-	s := NewSaver(t.Context(), store)
+	store := NewStore(pages, StoreOptions{})
+	s := NewSaver(t.Context(), store, SaverOptions{})
 	c := &blob.Contents{Id: 1, Size: uint64(size)}
 	if err := errors.Join(s.File(f, c), s.Wait()); err != nil {
 		t.Fatal(err)
 	}
 	back := tempFile(t)
-	if err := RestoreContents(t.Context(), c, store.Index("pages"), pages, back); err != nil {
+	if err := RestoreContents(t.Context(), c, OpenPages(store.Index("pages"), pages), back); err != nil {
 		t.Fatal(err)
 	}
 	return c, back.Name()
@@ -199,13 +125,13 @@ func sameFiles(t *testing.T, a, b string, size int64) {
 // TestRestoreContentsIsBounded: extents beyond the end of the file write nothing.
 func TestRestoreContentsIsBounded(t *testing.T) {
 	pages := tempFile(t)
-	store := NewStore(pages)
+	store := NewStore(pages, StoreOptions{})
 	if _, err := store.Put(noise(1, 2*PageSize)); err != nil {
 		t.Fatal(err)
 	}
 	back := tempFile(t)
 	c := &blob.Contents{Size: 10, Extents: []*blob.Extent{{Start: 0, Pages: 1}, {Start: 1 << 30, Pages: 1, Page: 1}}}
-	if err := RestoreContents(t.Context(), c, store.Index("p"), pages, back); err != nil {
+	if err := RestoreContents(t.Context(), c, OpenPages(store.Index("p"), pages), back); err != nil {
 		t.Fatal(err)
 	}
 	if st, err := back.Stat(); err != nil || st.Size() != 10 {

@@ -53,7 +53,7 @@ func (t *Tracker) Watch(start, end uint64) error {
 	err := sys.UFFDRegister(t.uffd, start, end, sys.UFFDWP)
 	switch {
 	case err == nil:
-		t.watched = append(t.watched, span{start, end})
+		t.watched = append(t.watched, span{start: start, end: end})
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPERM), errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOMEM):
 		return nil // gone or changed since it was listed, not writable, or the program's own userfaultfd watches it
 	}
@@ -158,7 +158,7 @@ func (t *Tracker) hand(s *Saver, sharing bool, scan sys.PageScan, did func(bytes
 	if sharing {
 		each = func(r span) error { return s.exclusive(t.pagemap, r, add) }
 	}
-	err = eachRegion(t.pagemap, scan, s.regions, func(r sys.PageRegion) error { return each(span{r.Start, r.End}) })
+	err = eachRegion(t.pagemap, scan, s.regions, func(r sys.PageRegion) error { return each(span{start: r.Start, end: r.End}) })
 	if err != nil {
 		return bytes, err
 	}
@@ -175,23 +175,23 @@ func (t *Tracker) Passed() {
 // split sorts the pages of v, which must be saved, into those that a pass has
 // saved as they are now, and those that must be copied. The process is stopped.
 func (t *Tracker) split(v *blob.VMA, vec []sys.PageRegion) (saved []*blob.Extent, rest []span, err error) {
-	scan := changed(span{v.Start, v.End})
+	scan := changed(span{start: v.Start, end: v.End})
 	scan.Mask &^= sys.PageWritten
 	scan.Return |= sys.PageWritten
 	scan.Watched = true
 	var clean, dirty []span
 	err = eachRegion(t.pagemap, scan, vec, func(r sys.PageRegion) error {
 		if r.Categories&sys.PageWritten != 0 {
-			dirty = append(dirty, span{r.Start, r.End})
+			dirty = append(dirty, span{start: r.Start, end: r.End})
 		} else {
-			clean = append(clean, span{r.Start, r.End})
+			clean = append(clean, span{start: r.Start, end: r.End})
 		}
 		return nil
 	})
 	if errors.Is(err, unix.EPERM) { // not watched
 		scan.Watched, clean, dirty = false, nil, nil
 		err = eachRegion(t.pagemap, scan, vec, func(r sys.PageRegion) error {
-			dirty = append(dirty, span{r.Start, r.End})
+			dirty = append(dirty, span{start: r.Start, end: r.End})
 			return nil
 		})
 	}
@@ -221,6 +221,6 @@ func (s *Saver) exclusive(pagemap *os.File, r span, add func(span) error) error 
 		if entry&pmPresent != 0 && entry&pmExclusive == 0 {
 			return nil
 		}
-		return add(span{addr, addr + PageSize})
+		return add(span{start: addr, end: addr + PageSize})
 	})
 }

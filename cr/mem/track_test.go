@@ -229,9 +229,9 @@ func TestTracker(t *testing.T) {
 			}
 		}
 		f := tempFile(t)
-		store := NewStore(f)
+		store := NewStore(f, StoreOptions{})
 		for pass := range 1 + round%4 {
-			s := NewBackgroundSaver(t.Context(), store)
+			s := NewSaver(t.Context(), store, SaverOptions{Background: true})
 			if pass == 0 && round%3 == 0 {
 				err = tracker.Protect()
 				_, e := tracker.First(s, round%2 == 1, func() error { return nil })
@@ -247,7 +247,7 @@ func TestTracker(t *testing.T) {
 		before := store.Size()
 		stopped(t, pid)
 		mm := anonymous(t, pid, w)
-		s := NewSaver(t.Context(), store)
+		s := NewSaver(t.Context(), store, SaverOptions{})
 		err = s.AddressSpace(pid, mm, round%2 == 1, tracker)
 		if err := errors.Join(err, s.Wait()); err != nil {
 			t.Fatal(err)
@@ -286,10 +286,10 @@ func TestTrackerSaves(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	store := NewStore(tempFile(t))
+	store := NewStore(tempFile(t), StoreOptions{})
 	mm := anonymous(t, cmd.Process.Pid, w)
 	for pass := range 2 {
-		s := NewSaver(t.Context(), store)
+		s := NewSaver(t.Context(), store, SaverOptions{})
 		n, err := tracker.Pass(s, false)
 		if err := errors.Join(err, s.Wait()); err != nil {
 			t.Fatal(err)
@@ -300,7 +300,7 @@ func TestTrackerSaves(t *testing.T) {
 		}
 	}
 	size := store.Size()
-	s := NewSaver(t.Context(), store)
+	s := NewSaver(t.Context(), store, SaverOptions{})
 	err = s.AddressSpace(cmd.Process.Pid, mm, false, tracker)
 	if err := errors.Join(err, s.Wait()); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,98 @@
+package mem
+
+import (
+	"fmt"
+	"hash/crc32"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/stasis-cr/stasis/cr/blob"
+	"github.com/stasis-cr/stasis/cr/errs"
+)
+
+// Pages reads a page store, chunk by chunk and in any order. It is safe for
+// concurrent use.
+type Pages struct {
+	index   *blob.PageStore
+	f       io.ReaderAt
+	zstd    func() (*zstd.Decoder, error)
+	scratch sync.Pool // *[]byte
+}
+
+// OpenPages reads the store whose record is index, which may be nil, from f.
+// Both stay the caller's. Precondition: the image that index is of was validated.
+func OpenPages(index *blob.PageStore, f io.ReaderAt) *Pages {
+	return &Pages{index: index, f: f, zstd: sync.OnceValues(newZstdDecoder), scratch: newScratch()}
+}
+
+// Len is how many chunks there are.
+func (p *Pages) Len() int { return len(p.index.GetChunks()) }
+
+// Chunk reads chunk i, checks it, decodes it and returns its pages, which lie in
+// buf. buf holds ChunkSize bytes. An error names the chunk and wraps
+// errs.ErrCorrupt or errs.ErrVersion; then nothing in buf is of use.
+func (p *Pages) Chunk(i int, buf []byte) ([]byte, error) {
+	if i < 0 || i >= p.Len() {
+		return nil, fmt.Errorf("chunk %d of %d: %w", i, p.Len(), errs.ErrCorrupt)
+	}
+	c := p.index.Chunks[i]
+	raw, err := p.read(c, buf)
+	if err != nil {
+		return nil, fmt.Errorf("chunk %d at %d: %w", i, c.Offset, err)
+	}
+	return raw, nil
+}
+
+// read looks at all sizes before it uses them.
+func (p *Pages) read(c *blob.Chunk, buf []byte) ([]byte, error) {
+	if int64(c.Raw) > int64(len(buf)) || c.Stored > c.Raw || c.Codec == blob.Chunk_RAW && c.Stored != c.Raw {
+		return nil, fmt.Errorf("%d bytes for %d by codec %d: %w", c.Stored, c.Raw, c.Codec, errs.ErrVersion)
+	}
+	raw := buf[:c.Raw]
+	if c.Codec == blob.Chunk_RAW {
+		return raw, p.stored(c, raw)
+	}
+	b := p.scratch.Get().(*[]byte) //nolint:forcetypeassert,errcheck // it holds nothing else
+	defer p.scratch.Put(b)
+	if int64(c.Stored) > int64(len(*b)) {
+		return nil, fmt.Errorf("%d bytes stored: %w", c.Stored, errs.ErrVersion)
+	}
+	stored := (*b)[:c.Stored]
+	if err := p.stored(c, stored); err != nil {
+		return nil, err
+	}
+	return raw, p.decode(c, stored, raw)
+}
+
+// stored reads the bytes of a chunk as they are in the file, and checks them.
+func (p *Pages) stored(c *blob.Chunk, b []byte) error {
+	if n, err := p.f.ReadAt(b, int64(c.Offset)); n < len(b) {
+		return fmt.Errorf("%d bytes of %d: %w: %w", n, len(b), errs.ErrCorrupt, err)
+	}
+	if got := crc32.Checksum(b, castagnoli); got != c.Crc {
+		return fmt.Errorf("checksum %08x, want %08x: %w", got, c.Crc, errs.ErrCorrupt)
+	}
+	return nil
+}
+
+func (p *Pages) decode(c *blob.Chunk, stored, raw []byte) error {
+	var err error
+	switch c.Codec {
+	case blob.Chunk_S2:
+		err = decodeS2(stored, raw)
+	case blob.Chunk_ZSTD:
+		z, e := p.zstd()
+		if e != nil {
+			return fmt.Errorf("zstd: %w", e)
+		}
+		err = decodeZstd(z, stored, raw)
+	default:
+		return fmt.Errorf("codec %d: %w", c.Codec, errs.ErrVersion)
+	}
+	if err != nil {
+		return fmt.Errorf("not %d bytes by %s (%w): %w", c.Raw, c.Codec, err, errs.ErrCorrupt)
+	}
+	return nil
+}

@@ -1,0 +1,223 @@
+package mem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// poolSize is how many chunks a store keeps between being read and being
+// written: a constant, 64 MiB with what they hold.
+const poolSize = 64
+
+// queueSize is how many jobs wait to be read before whoever finds more has to
+// wait, too.
+const queueSize = 64
+
+// pool lends buffers of ChunkSize bytes, poolSize at most. It makes them when
+// they are first needed and lends the one that came back last: its memory is
+// still in the cache.
+type pool struct {
+	mu   sync.Mutex
+	free [][]byte
+	made int
+}
+
+// take returns nil if all are lent.
+func (p *pool) take() []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := len(p.free); n > 0 {
+		b := p.free[n-1]
+		p.free = p.free[:n-1]
+		return b
+	}
+	if p.made == poolSize {
+		return nil
+	}
+	p.made++
+	return make([]byte, ChunkSize)
+}
+
+func (p *pool) give(b []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free = append(p.free, b)
+}
+
+// lowestPriority is the nice value that gives way to all others.
+const lowestPriority = 19
+
+// errClosed is what ends the workers of a saver that is given up.
+var errClosed = errors.New("saver closed")
+
+// pipe leads jobs from being handed over, through being read into a buffer, to
+// being written. In a hurry its workers read as long as there are buffers, and
+// write, as fast as they can, only to get one back. Else they write a chunk as
+// soon as it is read: then it comes from the cache, and few buffers are used.
+type pipe struct {
+	pool        *pool
+	read, write func(*job) error
+	background  bool        // the workers have the lowest priority
+	stop        func() bool // ends the watch over the context
+	workers     sync.WaitGroup
+
+	mu      sync.Mutex
+	moved   *sync.Cond // something below has changed
+	queue   []*job     // to be read, the first first
+	full    []*job     // to be written, the last first
+	reading int        // workers that read
+	hurry   bool
+	ended   bool // no more jobs will come
+	err     error
+}
+
+// start makes the workers.
+func (p *pipe) start(ctx context.Context) {
+	p.moved = sync.NewCond(&p.mu)
+	p.stop = context.AfterFunc(ctx, func() { p.fail(context.Cause(ctx)) })
+	for range workers() {
+		p.workers.Go(p.work)
+	}
+}
+
+// fail makes the workers end after what they are at; the first error stays.
+func (p *pipe) fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err == nil {
+		p.err = err
+	}
+	p.moved.Broadcast()
+}
+
+// add hands a job over.
+func (p *pipe) add(j *job) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.err == nil && len(p.queue) >= queueSize {
+		p.moved.Wait()
+	}
+	if p.err != nil {
+		return p.err
+	}
+	p.queue = append(p.queue, j)
+	p.moved.Broadcast()
+	return nil
+}
+
+// settle waits until nothing reads and nothing waits to be read; then there is
+// no hurry any more.
+func (p *pipe) settle() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.reading > 0 || p.err == nil && len(p.queue) > 0 {
+		p.moved.Wait()
+	}
+	p.hurry = false
+	p.moved.Broadcast()
+	return p.err
+}
+
+// end waits for everything and ends the workers.
+func (p *pipe) end() error {
+	p.mu.Lock()
+	p.ended = true
+	p.hurry = false
+	p.moved.Broadcast()
+	p.mu.Unlock()
+	p.workers.Wait()
+	p.stop()
+	for _, j := range p.full { // of a pipe that failed
+		p.pool.give(j.buf)
+	}
+	p.full = nil
+	return p.err
+}
+
+func (p *pipe) work() {
+	if p.background {
+		runtime.LockOSThread() // and never unlock: the thread ends with the worker
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, lowestPriority); err != nil {
+			p.fail(fmt.Errorf("nice: %w", err))
+		}
+	}
+	for {
+		j, do := p.next()
+		if j == nil {
+			return
+		}
+		p.done(j, do(j))
+	}
+}
+
+// next waits for something to do. No job: there is nothing more.
+func (p *pipe) next() (*job, func(*job) error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.err == nil {
+		if j := p.nextWrite(false); j != nil {
+			return j, p.write
+		}
+		if j := p.nextRead(); j != nil {
+			return j, p.read
+		}
+		if j := p.nextWrite(len(p.queue) > 0); j != nil { // no buffer is left
+			return j, p.write
+		}
+		if p.ended && len(p.queue) == 0 && p.reading == 0 {
+			break
+		}
+		p.moved.Wait()
+	}
+	return nil, nil
+}
+
+// nextWrite takes the chunk that was read last, while there is a hurry only if
+// it is needed.
+func (p *pipe) nextWrite(needed bool) *job {
+	n := len(p.full)
+	if n == 0 || p.hurry && !needed {
+		return nil
+	}
+	j := p.full[n-1]
+	p.full = p.full[:n-1]
+	j.filled, j.plain = true, p.hurry
+	return j
+}
+
+func (p *pipe) nextRead() *job {
+	if len(p.queue) == 0 {
+		return nil
+	}
+	b := p.pool.take()
+	if b == nil {
+		return nil
+	}
+	j := p.queue[0]
+	j.buf = b
+	p.queue = p.queue[1:]
+	p.reading++
+	return j
+}
+
+// done takes a job back from a worker, and lets everyone look again.
+func (p *pipe) done(j *job, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if j.filled {
+		p.pool.give(j.buf)
+		j.buf = nil
+	} else {
+		p.reading--
+		p.full = append(p.full, j)
+	}
+	if p.err == nil {
+		p.err = err
+	}
+	p.moved.Broadcast()
+}

@@ -1,0 +1,210 @@
+package mem
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stasis-cr/stasis/cr/blob"
+)
+
+// flow counts what a pipe does with its jobs.
+type flow struct {
+	pipe
+	reads, plain, packed atomic.Int64
+}
+
+func newFlow(t *testing.T, hurry bool) *flow {
+	t.Helper()
+	f := &flow{}
+	f.pipe = pipe{pool: &pool{}, hurry: hurry, read: func(*job) error { f.reads.Add(1); return nil }, write: func(j *job) error {
+		if j.plain {
+			f.plain.Add(1)
+		} else {
+			f.packed.Add(1)
+		}
+		return nil
+	}}
+	return f
+}
+
+func (f *flow) addAll(t *testing.T, n int) {
+	t.Helper()
+	for range n {
+		if err := f.add(&job{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestHurry: until all is read, nothing is compressed, and nothing written that
+// memory has room for.
+func TestHurry(t *testing.T) {
+	for _, n := range []int{1, poolSize, 3 * poolSize} {
+		f := newFlow(t, true)
+		var early atomic.Int64 // written while there was a hurry
+		compress := make(chan struct{})
+		count := f.write
+		f.write = func(j *job) error {
+			if !j.plain {
+				<-compress
+			} else {
+				early.Add(1)
+			}
+			return count(j)
+		}
+		f.start(t.Context())
+		f.addAll(t, n)
+		if err := f.settle(); err != nil || f.reads.Load() != int64(n) {
+			t.Fatalf("%d of %d read, %v", f.reads.Load(), n, err)
+		}
+		if most := int64(max(0, n-poolSize)); early.Load() > most+int64(workers()) || early.Load() < most {
+			t.Errorf("%d of %d chunks were written in a hurry, and %d had no room", early.Load(), n, most)
+		}
+		if f.packed.Load() != 0 {
+			t.Errorf("%d chunks were compressed in a hurry", f.packed.Load())
+		}
+		close(compress)
+		if err := f.end(); err != nil || f.plain.Load()+f.packed.Load() != int64(n) {
+			t.Errorf("%d+%d of %d written, %v", f.plain.Load(), f.packed.Load(), n, err)
+		}
+		if len(f.pool.free) != f.pool.made || f.pool.made > poolSize {
+			t.Errorf("%d of %d buffers came back", len(f.pool.free), f.pool.made)
+		}
+	}
+}
+
+// TestNoHurry: each worker writes what it has read, and needs one buffer.
+func TestNoHurry(t *testing.T) {
+	const n = 5 * poolSize
+	f := newFlow(t, false)
+	f.start(t.Context())
+	for range 2 { // to settle is not the end
+		f.addAll(t, n)
+		if err := f.settle(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.end(); err != nil || f.reads.Load() != 2*n || f.packed.Load() != 2*n {
+		t.Errorf("%d read, %d compressed, %d not, %v", f.reads.Load(), f.packed.Load(), f.plain.Load(), err)
+	}
+	if f.pool.made > workers() {
+		t.Errorf("%d buffers for %d workers", f.pool.made, workers())
+	}
+}
+
+// TestPipeFails: an error on either side, or of the context, comes out
+// everywhere, nobody waits for ever, and all buffers come back.
+func TestPipeFails(t *testing.T) {
+	broken := errors.New("broken")
+	for name, spoil := range map[string]func(*flow, context.CancelCauseFunc){
+		"read":  func(f *flow, _ context.CancelCauseFunc) { f.read = func(*job) error { return broken } },
+		"write": func(f *flow, _ context.CancelCauseFunc) { f.write = func(*job) error { return broken } },
+		"later": func(f *flow, _ context.CancelCauseFunc) {
+			f.read = func(*job) error {
+				if f.reads.Add(1) > poolSize+3 {
+					return broken
+				}
+				return nil
+			}
+		},
+		"context": func(_ *flow, cancel context.CancelCauseFunc) { cancel(broken) },
+	} {
+		for _, hurry := range []bool{true, false} {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			f := newFlow(t, hurry)
+			spoil(f, cancel)
+			f.start(ctx)
+			var err error
+			for err == nil { // it must come to that
+				err = f.add(&job{})
+			}
+			if !errors.Is(err, broken) {
+				t.Errorf("%s, hurry %v: add: %v", name, hurry, err)
+			}
+			if err := f.settle(); !errors.Is(err, broken) {
+				t.Errorf("%s, hurry %v: settle: %v", name, hurry, err)
+			}
+			if err := f.end(); !errors.Is(err, broken) {
+				t.Errorf("%s, hurry %v: end: %v", name, hurry, err)
+			}
+			if len(f.pool.free) != f.pool.made {
+				t.Errorf("%s, hurry %v: %d of %d buffers came back", name, hurry, len(f.pool.free), f.pool.made)
+			}
+			cancel(nil)
+		}
+	}
+}
+
+// TestReadIsEnough: after Read the source may go, and change. Savers that follow
+// each other fill one store and share its memory.
+func TestReadIsEnough(t *testing.T) {
+	const size = (poolSize + 9) * ChunkSize
+	pages := tempFile(t)
+	store := NewStore(pages, StoreOptions{Codec: blob.Chunk_S2})
+	var recs []*blob.Contents
+	var want [][]byte
+	for i, hurry := range []bool{true, false, true} {
+		f := tempFile(t)
+		text := prose(uint64(i), size)
+		if _, err := f.WriteAt(text, 0); err != nil {
+			t.Fatal(err)
+		}
+		s := NewSaver(t.Context(), store, SaverOptions{Hurry: hurry})
+		c := &blob.Contents{Size: size}
+		if err := errors.Join(s.File(f, c), s.Read()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(make([]byte, size), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(f.Close(), s.Wait(), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		recs, want = append(recs, c), append(want, text)
+	}
+	if store.pool.made > poolSize {
+		t.Errorf("%d buffers", store.pool.made)
+	}
+	count := map[blob.Chunk_Codec]int{}
+	for _, c := range store.Index("p").Chunks {
+		count[c.Codec]++
+	}
+	if count[blob.Chunk_RAW] == 0 || count[blob.Chunk_RAW] > 2*(9+workers()) || count[blob.Chunk_S2] < 3*poolSize {
+		t.Errorf("chunks by codec: %v", count)
+	}
+	for i, c := range recs {
+		back := tempFile(t)
+		if err := RestoreContents(t.Context(), c, OpenPages(store.Index("p"), pages), back); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(back.Name()); err != nil || string(got) != string(want[i]) {
+			t.Errorf("saver %d: other bytes (%v)", i, err)
+		}
+	}
+}
+
+// TestCloseGivesUp: whatever a saver is at, Close ends it.
+func TestCloseGivesUp(t *testing.T) {
+	f := tempFile(t)
+	if _, err := f.WriteAt(noise(1, 8*ChunkSize), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, hurry := range []bool{true, false} {
+		s := NewSaver(t.Context(), NewStore(tempFile(t), StoreOptions{}), SaverOptions{Hurry: hurry})
+		if err := s.File(f, &blob.Contents{Size: 8 * ChunkSize}); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(s.Close(), s.Close()); err != nil {
+			t.Error(err)
+		}
+		if err := s.Read(); !errors.Is(err, errClosed) {
+			t.Errorf("read after close: %v", err)
+		}
+		if err := s.Wait(); !errors.Is(err, errClosed) {
+			t.Errorf("wait after close: %v", err)
+		}
+	}
+}
