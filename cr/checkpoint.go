@@ -30,6 +30,7 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	log := logger(o.Log)
 	var stats Stats
 
+	o.LeaveRunning = o.LeaveRunning || o.PreDump
 	codec, err := o.codec()
 	if err != nil {
 		return stats, err
@@ -59,8 +60,12 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	if err != nil {
 		return stats, err
 	}
-	store := mem.NewStore(pages, mem.StoreOptions{Codec: codec})
-	if pre, err = startPrecopy(ctx, c, &o, store, log); err != nil {
+	before, err := openParent(&o, c.kept, log)
+	if err != nil {
+		return stats, err
+	}
+	store := mem.NewStore(pages, mem.StoreOptions{Codec: codec, Parent: before.store()})
+	if pre, err = startPrecopy(ctx, c, &o, before, store, log); err != nil {
 		return stats, err
 	}
 	if err := fault.Point("precopied"); err != nil {
@@ -83,6 +88,7 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 		return stats, err
 	}
 	img.Pages = store.Index(pagesFile)
+	img.Prune()
 	if err := image.Commit(img); err != nil {
 		return stats, err
 	}
@@ -98,6 +104,11 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 		}
 	}
 	u.Keep()
+	if o.follows() {
+		if err := pre.keepOn(ctx, c, o.ImageDir); err != nil { // the checkpoint is whole
+			log.Warn("the next checkpoint will be a full one", slog.Any("err", err))
+		}
+	}
 	stats.count(img)
 	stats.ImageBytes, err = treeSize(o.ImageDir)
 	stats.Total = time.Since(begin)

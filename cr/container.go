@@ -31,6 +31,9 @@ type container struct {
 	cgroup    cgroups.Manager
 	spec      *specs.Spec // nil if the bundle's config is gone
 
+	keepFile string      // where the record of its trackers lies
+	kept     *keptRecord // that record; nil: there are none
+
 	// maps are the mappings of its processes at the last look, by host pid.
 	maps map[int][]procfs.SMap
 }
@@ -75,6 +78,8 @@ func findContainer(ctx context.Context, o *CheckpointOptions) (*container, error
 	if spec, err := readSpec(c.bundle); err == nil {
 		c.spec = spec
 	}
+	c.keepFile = keepFile(o.Root, o.ID)
+	c.kept = loadKept(c.keepFile, c.initPID)
 	return c, nil
 }
 

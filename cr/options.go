@@ -20,7 +20,9 @@ type CheckpointOptions struct {
 	WorkDir  string // where logs go; empty: ImageDir
 
 	LeaveRunning   bool
-	NoPrecopy      bool // save all memory while the container stands still
+	NoPrecopy      bool   // save all memory while the container stands still
+	PreDump        bool   // LeaveRunning, and follow what is written afterwards
+	ParentPath     string // an earlier checkpoint to build upon, from ImageDir; empty: none
 	TCPEstablished bool
 	FileLocks      bool
 	ExtUnixSk      bool
@@ -32,6 +34,12 @@ type CheckpointOptions struct {
 
 	Log      *slog.Logger   // nil: discard
 	Progress func(Progress) // nil: none
+}
+
+// follows says whether what the container writes after the checkpoint is to be
+// known to the next one.
+func (o *CheckpointOptions) follows() bool {
+	return o.LeaveRunning && (o.PreDump || o.ParentPath != "")
 }
 
 // RestoreOptions says what to restore and how. Unless said otherwise the fields

@@ -43,57 +43,119 @@ type precopy struct {
 // space is the address space of one process that is followed.
 type space struct {
 	tracker *mem.Tracker
-	size    int64
+	size    int64 // bytes
+	based   bool  // what was not written since it was asked last is in the parent
 }
 
 // startPrecopy saves what it pays to save of a running container's memory into
-// store. The caller closes what it returns, after the container goes on.
-func startPrecopy(ctx context.Context, c *container, o *CheckpointOptions, store *mem.Store, log *slog.Logger) (_ *precopy, err error) {
+// store, and takes over what has been followed since the parent. The caller closes
+// what it returns, after the container goes on.
+func startPrecopy(ctx context.Context, c *container, o *CheckpointOptions, before *parent, store *mem.Store, log *slog.Logger) (_ *precopy, err error) {
 	p := &precopy{spaces: map[int]*space{}, log: log}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
 		}
 	}()
-	if o.NoPrecopy {
-		return p, nil
+	was, err := c.cgroup.GetFreezerState()
+	if err != nil {
+		return p, fmt.Errorf("freezer state: %w", err)
 	}
-	pids, err := p.candidates(c)
-	if err != nil || len(pids) == 0 {
+	if err := p.adopt(c, before); err != nil {
 		return p, err
 	}
-	for _, pid := range pids {
-		err := p.follow(ctx, pid, c.maps[pid])
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-			log.Warn("this kernel can't tell what a process writes: its memory is copied while it stands still", slog.Any("err", err))
-			return p, nil
-		}
-		if err != nil && !errors.Is(err, errs.ErrGone) && !vanished(err) {
-			return p, fmt.Errorf("follow the memory of process %d: %w", pid, err)
+	family, err := family(c.initPID)
+	if err != nil {
+		return p, err
+	}
+	p.sharing = len(family) > 1
+	if was != cgroups.Frozen { // else it stands still already
+		if err := p.followAll(ctx, c, o, family); err != nil {
+			return p, err
 		}
 	}
-	if err := fault.Point("precopy-followed"); err != nil {
+	for _, s := range p.spaces {
+		if o.follows() {
+			s.tracker.GoOn()
+		}
+	}
+	if err := fault.Point("precopy-followed"); err != nil || o.NoPrecopy || was == cgroups.Frozen || len(p.spaces) == 0 {
 		return p, err
 	}
 	return p, p.run(ctx, store, o)
 }
 
-// candidates lists the processes that it pays to follow.
-func (p *precopy) candidates(c *container) ([]int, error) {
-	was, err := c.cgroup.GetFreezerState()
-	if err != nil || was == cgroups.Frozen { // it stands still already
-		return nil, err
+// adopt takes over the trackers that a keeper has. From here on the keeper is
+// gone: what we ask the trackers, nobody else learns.
+func (p *precopy) adopt(c *container, before *parent) error {
+	if c.kept == nil {
+		return nil
 	}
-	family, err := family(c.initPID)
-	if err != nil {
-		return nil, err
+	for i := range c.kept.Spaces {
+		k := &c.kept.Spaces[i]
+		st, err := procfs.ReadStatus(k.Proc.PID)
+		if err != nil || !k.Proc.alive() {
+			continue //nolint:nilerr // it has ended
+		}
+		uffd, err := c.kept.take(k)
+		if err != nil {
+			return err
+		}
+		t, err := mem.AdoptTracker(k.Proc.PID, uffd, k.Watched, before.extents(&st))
+		if err != nil {
+			return err
+		}
+		s := &space{tracker: t, based: before != nil}
+		p.spaces[k.Proc.PID] = s
+		if err := s.watch(c.maps[k.Proc.PID]); err != nil {
+			return err
+		}
+		if !s.based {
+			p.size += s.size
+		}
 	}
-	p.sharing = len(family) > 1
-	total := uint64(0)
+	if err := c.kept.end(c.keepFile); err != nil {
+		return fmt.Errorf("keeper of the trackers: %w", err)
+	}
+	for _, s := range p.spaces {
+		if !s.based {
+			if err := s.tracker.Protect(); err != nil {
+				return err
+			}
+		}
+	}
+	return fault.Point("trackers-taken")
+}
+
+// followAll begins to follow the processes that it pays to follow.
+func (p *precopy) followAll(ctx context.Context, c *container, o *CheckpointOptions, family []int) error {
+	if o.NoPrecopy && !o.follows() {
+		return nil
+	}
+	for _, pid := range p.candidates(family, o.follows()) {
+		err := p.follow(ctx, pid, c.maps[pid])
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+			p.log.Warn("this kernel can't tell what a process writes: its memory is copied while it stands still", slog.Any("err", err))
+			return nil
+		}
+		if err != nil && !errors.Is(err, errs.ErrGone) && !vanished(err) {
+			return fmt.Errorf("follow the memory of process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// candidates lists the processes that it pays to follow, besides those that are
+// followed already. With all set, small ones are worth it, too.
+func (p *precopy) candidates(family []int, all bool) []int {
+	least, total := uint64(precopySpace), uint64(0)
+	if all {
+		least = precopyRest
+	}
 	var pids []int
 	for _, pid := range family {
 		st, err := procfs.ReadStatus(pid)
-		if err != nil || st.RSSAnon < precopySpace {
+		if err != nil || st.RSSAnon < least || p.spaces[pid] != nil {
 			continue //nolint:nilerr // it has ended
 		}
 		if pinned(pid) {
@@ -103,10 +165,10 @@ func (p *precopy) candidates(c *container) ([]int, error) {
 		total += st.RSSAnon
 		pids = append(pids, pid)
 	}
-	if total < precopyLeast {
-		return nil, nil
+	if total < precopyLeast && !all {
+		return nil
 	}
-	return pids, nil
+	return pids
 }
 
 // pinned says whether a process may have memory that changes without a fault:
@@ -132,18 +194,26 @@ func (p *precopy) follow(ctx context.Context, pid int, maps []procfs.SMap) error
 	}
 	s := &space{tracker: t}
 	p.spaces[pid] = s
+	if err := s.watch(maps); err != nil {
+		return err
+	}
+	p.size += s.size
+	return t.Protect()
+}
+
+// watch begins to watch the private anonymous mappings that hold anything.
+func (s *space) watch(maps []procfs.SMap) error {
 	for i := range maps {
 		m := &maps[i]
 		if kind, skip, err := vmaKind(m); skip || err != nil || kind != blob.VMA_ANON || m.RSS == 0 {
 			continue
 		}
-		if err := t.Watch(m.Start, m.End); err != nil {
+		if err := s.tracker.Watch(m.Start, m.End); err != nil {
 			return err
 		}
 		s.size += int64(m.RSS + m.Swap)
 	}
-	p.size += s.size
-	return t.Protect()
+	return nil
 }
 
 // lendUserfault makes a userfaultfd of the memory of a running process, which
@@ -191,7 +261,7 @@ func (p *precopy) run(ctx context.Context, store *mem.Store, o *CheckpointOption
 		if err := fault.Point("precopy-round"); err != nil {
 			return err
 		}
-		left, err := p.written()
+		left, err := p.written(every)
 		if err != nil {
 			return err
 		}
@@ -201,11 +271,11 @@ func (p *precopy) run(ctx context.Context, store *mem.Store, o *CheckpointOption
 			return nil
 		}
 		took := time.Now()
-		n, err := p.pass(ctx, store, (*mem.Tracker).Pass)
+		n, err := p.pass(ctx, store, every, (*mem.Tracker).Pass)
 		if err != nil {
 			return err
 		}
-		again, err := p.written()
+		again, err := p.written(every)
 		if err != nil {
 			return err
 		}
@@ -221,15 +291,19 @@ func (p *precopy) run(ctx context.Context, store *mem.Store, o *CheckpointOption
 // first saves what is not written all the time. It gives up when most of the
 // memory has been written before it was copied.
 func (p *precopy) first(ctx context.Context, store *mem.Store) (worth bool, err error) {
+	fresh := func(s *space) bool { return !s.based }
+	if p.size == 0 {
+		return true, nil
+	}
 	select {
 	case <-ctx.Done():
 		return false, context.Cause(ctx)
 	case <-time.After(precopySample): // what is written by then is likely to be written again
 	}
 	errHot := errors.New("most of the memory is written all the time")
-	_, err = p.pass(ctx, store, func(t *mem.Tracker, s *mem.Saver, sharing bool) (int64, error) {
+	_, err = p.pass(ctx, store, fresh, func(t *mem.Tracker, s *mem.Saver, sharing bool) (int64, error) {
 		return t.First(s, sharing, func() error {
-			if written, err := p.written(); err != nil || written > p.size/2 {
+			if written, err := p.written(fresh); err != nil || written > p.size/2 {
 				return errors.Join(err, errHot)
 			}
 			return nil
@@ -242,12 +316,18 @@ func (p *precopy) first(ctx context.Context, store *mem.Store) (worth bool, err 
 	return true, err
 }
 
-// pass lets every tracker hand over pages and waits until they are saved.
-func (p *precopy) pass(ctx context.Context, store *mem.Store, hand func(*mem.Tracker, *mem.Saver, bool) (int64, error)) (int64, error) {
+func every(*space) bool { return true }
+
+// pass lets the trackers of some spaces hand over pages and waits until they are
+// saved.
+func (p *precopy) pass(ctx context.Context, store *mem.Store, of func(*space) bool, hand func(*mem.Tracker, *mem.Saver, bool) (int64, error)) (int64, error) {
 	saver := mem.NewSaver(ctx, store, mem.SaverOptions{Background: true})
 	var bytes int64
 	var err error
 	for _, s := range p.spaces {
+		if !of(s) {
+			continue
+		}
 		n, e := hand(s.tracker, saver, p.sharing)
 		bytes += n
 		if err = e; err != nil {
@@ -258,14 +338,20 @@ func (p *precopy) pass(ctx context.Context, store *mem.Store, hand func(*mem.Tra
 		return bytes, errors.Join(e, err)
 	}
 	for _, s := range p.spaces {
-		s.tracker.Passed()
+		if of(s) {
+			s.tracker.Passed()
+		}
 	}
 	return bytes, err
 }
 
-// written is how many bytes have been written since they were protected.
-func (p *precopy) written() (bytes int64, err error) {
+// written is how many bytes of some spaces have been written since they were
+// protected.
+func (p *precopy) written(of func(*space) bool) (bytes int64, err error) {
 	for _, s := range p.spaces {
+		if !of(s) {
+			continue
+		}
 		n, err := s.tracker.Written()
 		if err != nil {
 			return 0, err

@@ -36,7 +36,6 @@ type restorer struct {
 	tables    map[uint32]*blob.FDTable
 	members   map[int32]*member
 
-	pagesFile *os.File
 	pages     *mem.Pages
 	objects   *object.Restorer
 	filters   *task.Filters
@@ -47,7 +46,7 @@ type restorer struct {
 	memory    *memory
 }
 
-func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blank, steps []task.Step,
+func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *mem.Pages, b *blank, steps []task.Step,
 	log *slog.Logger,
 ) (_ *restorer, err error) {
 	img := image.Image()
@@ -55,7 +54,7 @@ func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blan
 		o: o, image: image, img: img, b: b, log: log,
 		processes: map[int32]*blob.Process{}, mms: map[uint32]*blob.MM{}, contents: map[uint32]*blob.Contents{},
 		tables: map[uint32]*blob.FDTable{}, members: map[int32]*member{},
-		filters: task.NewFilters(img.Seccomp), channelFD: object.FreeFD(img.FDTables),
+		pages: pages, filters: task.NewFilters(img.Seccomp), channelFD: object.FreeFD(img.FDTables),
 	}
 	taken := map[int]bool{} // numbers that the tasks, and helpers on the way, are going to have
 	for _, s := range steps {
@@ -82,12 +81,6 @@ func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blan
 			err = errors.Join(err, r.close())
 		}
 	}()
-	if img.Pages.GetFile() != "" {
-		if r.pagesFile, err = image.Open(img.Pages.GetFile()); err != nil {
-			return nil, err
-		}
-	}
-	r.pages = mem.OpenPages(img.Pages, r.pagesFile)
 	r.objects, err = object.NewRestorer(object.RestoreEnv{
 		InitPID: b.pid, Stdio: b.stdio, Files: img.Files, ReadContents: r.readContents,
 		HostPID: r.hostPID, Enter: namespaces.Enter, FrozenAt: img.Host.CreatedNs,
@@ -114,10 +107,6 @@ func (r *restorer) close() error {
 	if r.objects != nil {
 		all = errors.Join(all, r.objects.Close())
 		r.objects = nil
-	}
-	if r.pagesFile != nil {
-		all = errors.Join(all, r.pagesFile.Close())
-		r.pagesFile = nil
 	}
 	return all
 }

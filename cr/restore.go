@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"runtime"
@@ -14,6 +15,7 @@ import (
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/blob/dir"
 	"github.com/stasis-cr/stasis/cr/fault"
+	"github.com/stasis-cr/stasis/cr/mem"
 	"github.com/stasis-cr/stasis/cr/task"
 	"github.com/stasis-cr/stasis/cr/undo"
 	"github.com/stasis-cr/stasis/namespaces"
@@ -36,6 +38,11 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 	if err := checkHost(img, log); err != nil {
 		return 1, err
 	}
+	pages, err := openPages(image)
+	if err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, pages.close()) }()
 	steps, err := task.Grow(img.Processes)
 	if err != nil {
 		return 1, err
@@ -48,7 +55,7 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 	if err := fault.Point("checked"); err != nil {
 		return 1, err
 	}
-	init, err := restore(ctx, &o, image, steps, log)
+	init, err := restore(ctx, &o, image, pages.Pages, steps, log)
 	if err != nil {
 		return 1, err
 	}
@@ -61,7 +68,7 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 
 // restore builds the container and lets it go, or leaves nothing. It returns
 // init's host pid.
-func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, steps []task.Step, log *slog.Logger) (init int, err error) {
+func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *mem.Pages, steps []task.Step, log *slog.Logger) (init int, err error) {
 	var u undo.Stack
 	defer u.Run(ctx, &err)
 	b, err := launch(ctx, o, &u)
@@ -69,7 +76,7 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, steps []tas
 		return 0, err
 	}
 	log.Info("launched", slog.Int("pid", b.pid))
-	r, err := newRestorer(ctx, o, image, b, steps, log)
+	r, err := newRestorer(ctx, o, image, pages, b, steps, log)
 	if err != nil {
 		return 0, err
 	}
@@ -144,6 +151,36 @@ func (r *restorer) tmpfs(ctx context.Context, t *blob.Tmpfs) error {
 		return err
 	}
 	return namespaces.RestoreTmpfs(ctx, r.b.pid, t.Mountpoint, f)
+}
+
+// openedPages are the pages of an image with the files that they lie in.
+type openedPages struct {
+	*mem.Pages
+	files []*os.File
+}
+
+// openPages opens the page store of an image and those of earlier checkpoints
+// that it needs.
+func openPages(image *dir.Dir) (*openedPages, error) {
+	files, err := image.Stores()
+	if err != nil {
+		return nil, err
+	}
+	parents := make([]io.ReaderAt, len(files)-1)
+	for i, f := range files[1:] {
+		parents[i] = f
+	}
+	return &openedPages{mem.OpenPages(image.Image().Pages, files[0], parents...), files}, nil
+}
+
+func (p *openedPages) close() error {
+	var all error
+	for _, f := range p.files {
+		if f != nil {
+			all = errors.Join(all, f.Close())
+		}
+	}
+	return all
 }
 
 // waitExit waits for a child and returns its status as a shell would.

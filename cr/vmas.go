@@ -96,6 +96,11 @@ func surveyMappings(ctx context.Context, c *container, ref object.ProcRef, objec
 	if err != nil {
 		return err
 	}
+	if c.kept.of(ref.HostPID) != nil {
+		for i := range maps {
+			maps[i].Flags &^= ours
+		}
+	}
 	c.maps[ref.HostPID] = maps
 	var all []error
 	for i := range maps {

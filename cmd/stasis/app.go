@@ -70,7 +70,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if verb == "help" || verb == "h" {
 		return a.report(g, 0, a.help(g, rest))
 	}
-	for _, c := range a.commands(g) {
+	for _, c := range append(a.commands(g), a.keepCommand()) {
 		if c.name == verb {
 			return a.runCommand(ctx, g, c, rest)
 		}

@@ -372,8 +372,6 @@ func TestUsage(t *testing.T) {
 		{args: "--log-format json checkpoint", status: 1, err: `{"level":"error","msg":"\"checkpoint\" requires`},
 		{args: "checkpoint ../id", status: 1, err: `invalid container ID "../id"`},
 		{args: "checkpoint ..", status: 1, err: "invalid container ID"},
-		{args: "checkpoint --pre-dump id", status: 1, err: "--pre-dump is not supported yet"},
-		{args: "checkpoint --parent-path ../x id", status: 1, err: "--parent-path is not supported yet"},
 		{args: "checkpoint --lazy-pages id", status: 1, err: "--lazy-pages is not supported yet"},
 		{args: "checkpoint --page-server a:1 id", status: 1, err: "--page-server is not supported yet"},
 		{args: "restore --lazy-pages id", status: 1, err: "--lazy-pages is not supported yet"},

@@ -2940,13 +2940,14 @@ func (x *Contents) GetExtents() []*Extent {
 	return nil
 }
 
-// PageStore is the index of the pages file. Revision 2: codecs besides RAW, and
-// chunks in any order in the file.
+// PageStore is the index of the pages file. Revision 2: codecs besides RAW, chunks
+// in any order in the file, parents.
 type PageStore struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	File          string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"` // name in the image directory
 	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
 	Chunks        []*Chunk               `protobuf:"bytes,3,rep,name=chunks,proto3" json:"chunks,omitempty"`
+	Parents       []*ParentStore         `protobuf:"bytes,4,rep,name=parents,proto3" json:"parents,omitempty"` // page stores of earlier checkpoints that hold chunks of this one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3002,13 +3003,21 @@ func (x *PageStore) GetChunks() []*Chunk {
 	return nil
 }
 
+func (x *PageStore) GetParents() []*ParentStore {
+	if x != nil {
+		return x.Parents
+	}
+	return nil
+}
+
 type Chunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
 	Stored        uint32                 `protobuf:"varint,2,opt,name=stored,proto3" json:"stored,omitempty"` // bytes in the file
 	Raw           uint32                 `protobuf:"varint,3,opt,name=raw,proto3" json:"raw,omitempty"`       // bytes of pages, a multiple of the page size
 	Codec         Chunk_Codec            `protobuf:"varint,4,opt,name=codec,proto3,enum=stasis.v1.Chunk_Codec" json:"codec,omitempty"`
-	Crc           uint32                 `protobuf:"varint,5,opt,name=crc,proto3" json:"crc,omitempty"` // CRC-32C of the stored bytes
+	Crc           uint32                 `protobuf:"varint,5,opt,name=crc,proto3" json:"crc,omitempty"`     // CRC-32C of the stored bytes
+	Store         uint32                 `protobuf:"varint,6,opt,name=store,proto3" json:"store,omitempty"` // 0: in this store's file; n: in that of parents[n-1]
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3074,6 +3083,82 @@ func (x *Chunk) GetCodec() Chunk_Codec {
 func (x *Chunk) GetCrc() uint32 {
 	if x != nil {
 		return x.Crc
+	}
+	return 0
+}
+
+func (x *Chunk) GetStore() uint32 {
+	if x != nil {
+		return x.Store
+	}
+	return 0
+}
+
+// ParentStore is the page store of an earlier checkpoint, which a restore needs.
+type ParentStore struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dir           string                 `protobuf:"bytes,1,opt,name=dir,proto3" json:"dir,omitempty"`     // that checkpoint's directory, from this one's
+	State         []byte                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // sha256 of its state.img
+	File          string                 `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`   // name in that directory
+	Size          uint64                 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ParentStore) Reset() {
+	*x = ParentStore{}
+	mi := &file_checkpoint_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ParentStore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ParentStore) ProtoMessage() {}
+
+func (x *ParentStore) ProtoReflect() protoreflect.Message {
+	mi := &file_checkpoint_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ParentStore.ProtoReflect.Descriptor instead.
+func (*ParentStore) Descriptor() ([]byte, []int) {
+	return file_checkpoint_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ParentStore) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
+func (x *ParentStore) GetState() []byte {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+func (x *ParentStore) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *ParentStore) GetSize() uint64 {
+	if x != nil {
+		return x.Size
 	}
 	return 0
 }
@@ -3360,21 +3445,28 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\bContents\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12+\n" +
-	"\aextents\x18\x03 \x03(\v2\x11.stasis.v1.ExtentR\aextents\"]\n" +
+	"\aextents\x18\x03 \x03(\v2\x11.stasis.v1.ExtentR\aextents\"\x8f\x01\n" +
 	"\tPageStore\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12(\n" +
-	"\x06chunks\x18\x03 \x03(\v2\x10.stasis.v1.ChunkR\x06chunks\"\xad\x01\n" +
+	"\x06chunks\x18\x03 \x03(\v2\x10.stasis.v1.ChunkR\x06chunks\x120\n" +
+	"\aparents\x18\x04 \x03(\v2\x16.stasis.v1.ParentStoreR\aparents\"\xc3\x01\n" +
 	"\x05Chunk\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x16\n" +
 	"\x06stored\x18\x02 \x01(\rR\x06stored\x12\x10\n" +
 	"\x03raw\x18\x03 \x01(\rR\x03raw\x12,\n" +
 	"\x05codec\x18\x04 \x01(\x0e2\x16.stasis.v1.Chunk.CodecR\x05codec\x12\x10\n" +
-	"\x03crc\x18\x05 \x01(\rR\x03crc\"\"\n" +
+	"\x03crc\x18\x05 \x01(\rR\x03crc\x12\x14\n" +
+	"\x05store\x18\x06 \x01(\rR\x05store\"\"\n" +
 	"\x05Codec\x12\a\n" +
 	"\x03RAW\x10\x00\x12\x06\n" +
 	"\x02S2\x10\x01\x12\b\n" +
-	"\x04ZSTD\x10\x02*\xb4\x02\n" +
+	"\x04ZSTD\x10\x02\"]\n" +
+	"\vParentStore\x12\x10\n" +
+	"\x03dir\x18\x01 \x01(\tR\x03dir\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\fR\x05state\x12\x12\n" +
+	"\x04file\x18\x03 \x01(\tR\x04file\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x04R\x04size*\xb4\x02\n" +
 	"\aVMAFlag\x12\f\n" +
 	"\bVMA_NONE\x10\x00\x12\x11\n" +
 	"\rVMA_GROWSDOWN\x10\x01\x12\x0e\n" +
@@ -3408,7 +3500,7 @@ func file_checkpoint_proto_rawDescGZIP() []byte {
 }
 
 var file_checkpoint_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_checkpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_checkpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_checkpoint_proto_goTypes = []any{
 	(VMAFlag)(0),          // 0: stasis.v1.VMAFlag
 	(Process_State)(0),    // 1: stasis.v1.Process.State
@@ -3445,6 +3537,7 @@ var file_checkpoint_proto_goTypes = []any{
 	(*Contents)(nil),      // 32: stasis.v1.Contents
 	(*PageStore)(nil),     // 33: stasis.v1.PageStore
 	(*Chunk)(nil),         // 34: stasis.v1.Chunk
+	(*ParentStore)(nil),   // 35: stasis.v1.ParentStore
 }
 var file_checkpoint_proto_depIdxs = []int32{
 	7,  // 0: stasis.v1.Container.console:type_name -> stasis.v1.Console
@@ -3474,12 +3567,13 @@ var file_checkpoint_proto_depIdxs = []int32{
 	3,  // 24: stasis.v1.VMA.kind:type_name -> stasis.v1.VMA.Kind
 	31, // 25: stasis.v1.Contents.extents:type_name -> stasis.v1.Extent
 	34, // 26: stasis.v1.PageStore.chunks:type_name -> stasis.v1.Chunk
-	4,  // 27: stasis.v1.Chunk.codec:type_name -> stasis.v1.Chunk.Codec
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	35, // 27: stasis.v1.PageStore.parents:type_name -> stasis.v1.ParentStore
+	4,  // 28: stasis.v1.Chunk.codec:type_name -> stasis.v1.Chunk.Codec
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_checkpoint_proto_init() }
@@ -3493,7 +3587,7 @@ func file_checkpoint_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_checkpoint_proto_rawDesc), len(file_checkpoint_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -125,6 +125,21 @@ func comm(b []byte) error {
 // case letters, digits, dots and dashes, no dot in front, none that has another
 // use there, and each only once.
 func (v *validator) fileName(s string) error {
+	if err := plainName(s); err != nil {
+		return err
+	}
+	if v.names == nil {
+		v.names = map[string]bool{}
+	}
+	if v.names[s] {
+		return bad("file name %q is used twice", s)
+	}
+	v.names[s] = true
+	return nil
+}
+
+// plainName checks a file's name alone.
+func plainName(s string) error {
 	plain := len(s) > 0 && len(s) <= 64 && s[0] != '.'
 	for i := range len(s) {
 		c := s[i]
@@ -137,13 +152,6 @@ func (v *validator) fileName(s string) error {
 	if !plain {
 		return bad("file name %.64q", s)
 	}
-	if v.names == nil {
-		v.names = map[string]bool{}
-	}
-	if v.names[s] {
-		return bad("file name %q is used twice", s)
-	}
-	v.names[s] = true
 	return nil
 }
 

@@ -3,7 +3,9 @@ package blob
 import (
 	"cmp"
 	"fmt"
+	gopath "path"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -22,12 +24,57 @@ func (v *validator) pages() error {
 			return in(err, "page store")
 		}
 	}
+	for i, s := range p.Parents {
+		if err := v.parent(s); err != nil {
+			return in(err, "parent %d", i+1)
+		}
+	}
 	for i, c := range p.Chunks {
 		if err := c.check(); err != nil {
 			return in(err, "chunk %d", i)
 		}
+		if err := p.placed(c); err != nil {
+			return in(err, "chunk %d", i)
+		}
 	}
 	return p.tiles()
+}
+
+// Bounds of a chain of checkpoints.
+const (
+	maxParents   = 1 << 12
+	maxParentDir = 1 << 12
+	digestSize   = 32
+)
+
+// parent checks where an earlier checkpoint is said to be: beside this one or
+// beside a folder above it. What lies there must have the digest.
+func (v *validator) parent(s *ParentStore) error {
+	if len(v.img.Pages.Parents) > maxParents {
+		return bad("one of %d", len(v.img.Pages.Parents))
+	}
+	if len(s.State) != digestSize {
+		return bad("a digest of %d bytes", len(s.State))
+	}
+	if len(s.Dir) > maxParentDir || s.Dir == "." || s.Dir != gopath.Clean(s.Dir) || gopath.IsAbs(s.Dir) || strings.ContainsRune(s.Dir, 0) {
+		return bad("directory %q", s.Dir)
+	}
+	return plainName(s.File)
+}
+
+// placed checks that a chunk of an earlier checkpoint lies in a file of it.
+// Those of this one are checked together.
+func (p *PageStore) placed(c *Chunk) error {
+	if c.Store == 0 {
+		return nil
+	}
+	if uint64(c.Store) > uint64(len(p.Parents)) {
+		return bad("store %d of %d", c.Store, len(p.Parents))
+	}
+	if size := p.Parents[c.Store-1].Size; c.Offset > size || uint64(c.Stored) > size-c.Offset {
+		return bad("%d bytes at %d of a store of %d", c.Stored, c.Offset, size)
+	}
+	return nil
 }
 
 // check looks at one chunk alone.
@@ -43,12 +90,15 @@ func (c *Chunk) check() error {
 	return nil
 }
 
-// tiles checks that the chunks, in the order of their offsets, lie back to back
-// from 0 to the end of the file: no byte of it is in two of them, or in none.
+// tiles checks that the chunks of this store, in the order of their offsets, lie
+// back to back from 0 to the end of the file: no byte of it is in two of them, or
+// in none.
 func (p *PageStore) tiles() error {
-	order := make([]int, len(p.Chunks))
-	for i := range order {
-		order[i] = i
+	order := make([]int, 0, len(p.Chunks))
+	for i, c := range p.Chunks {
+		if c.Store == 0 {
+			order = append(order, i)
+		}
 	}
 	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(p.Chunks[a].Offset, p.Chunks[b].Offset) })
 	var at uint64
@@ -65,15 +115,21 @@ func (p *PageStore) tiles() error {
 	return nil
 }
 
-// pagesWere refuses what revision 1 of PageStore could not say: it knew no codec
-// and had its chunks in the order of the file.
+// pagesWere refuses what revision 1 of PageStore could not say: it knew no parent
+// and no codec, and had its chunks in the order of the file.
 func pagesWere(rev uint16, m proto.Message) error {
 	p, ok := m.(*PageStore)
 	if !ok {
 		return fmt.Errorf("%T is no page store: %w", m, errs.ErrCorrupt)
 	}
 	var last uint64
+	if len(p.Parents) > 0 {
+		return bad("parents in revision %d", rev)
+	}
 	for i, c := range p.Chunks {
+		if c.Store != 0 {
+			return bad("chunk %d: store %d in revision %d", i, c.Store, rev)
+		}
 		if c.Codec != Chunk_RAW || c.Offset < last {
 			return bad("chunk %d: codec %d at %d in revision %d", i, c.Codec, c.Offset, rev)
 		}

@@ -94,10 +94,27 @@ func TestSpoiledPages(t *testing.T) {
 		{"chunk is missing", func(i *Image) { i.Pages.Chunks[1].Stored = 199 }, "chunk 0"},
 		{"chunk beyond", func(i *Image) { i.Pages.Chunks[1].Offset = 1 << 63 }, "want 0"},
 		{"no store", func(i *Image) { i.Pages = nil }, "no chunk"},
+		{"chunk of no parent", func(i *Image) { i.Pages.Chunks[3].Store = 2 }, "store 2 of 1"},
+		{"chunk beyond its parent", func(i *Image) { i.Pages.Chunks[3].Offset = 4097 }, "4096 bytes at 4097"},
+		{"chunk far beyond its parent", func(i *Image) { i.Pages.Chunks[3].Offset = 1<<64 - 1 }, "chunk 3"},
+		{"parent's digest", func(i *Image) { i.Pages.Parents[0].State = []byte{1} }, "digest of 1"},
+		{"parent's file", func(i *Image) { i.Pages.Parents[0].File = "../x" }, "parent 1"},
+		{"parent's own state", func(i *Image) { i.Pages.Parents[0].File = StateFile }, "parent 1"},
+		{"parent anywhere", func(i *Image) { i.Pages.Parents[0].Dir = "/etc" }, "directory"},
+		{"parent is itself", func(i *Image) { i.Pages.Parents[0].Dir = "." }, "directory"},
+		{"parent nowhere", func(i *Image) { i.Pages.Parents[0].Dir = "" }, "directory"},
+		{"parent by detours", func(i *Image) { i.Pages.Parents[0].Dir = "a/../../b" }, "directory"},
+		{"parent with NUL", func(i *Image) { i.Pages.Parents[0].Dir = "../a\x00b" }, "directory"},
+		{"parent far away", func(i *Image) { i.Pages.Parents[0].Dir = "../" + strings.Repeat("a", 5000) }, "directory"},
+		{"too many parents", func(i *Image) {
+			for range maxParents {
+				i.Pages.Parents = append(i.Pages.Parents, i.Pages.Parents[0])
+			}
+		}, "one of"},
 		{"contents id", func(i *Image) { i.Contents[1].Id = 1 }, "contents id 1"},
 		{"contents size", func(i *Image) { i.Contents[1].Size = 1 << 63 }, "contents 2"},
 		{"contents beyond its end", func(i *Image) { i.Contents[0].Size = 4096 }, "contents 1: pages at 1000"},
-		{"contents from nowhere", func(i *Image) { i.Contents[0].Extents[0].Chunk = 3 }, "no chunk 3"},
+		{"contents from nowhere", func(i *Image) { i.Contents[0].Extents[0].Chunk = 4 }, "no chunk 4"},
 		{"contents many times", func(i *Image) {
 			c := &Contents{Id: 2, Size: 1 << 30}
 			for n := range uint64(6) {

@@ -7,9 +7,16 @@ import (
 	"github.com/stasis-cr/stasis/cr/blob"
 )
 
-// zeroChunk is the chunk of pages that were read and are zero. It stands in the
-// lists of a [Tracker] only: an image has no extents for them.
-const zeroChunk = math.MaxUint32
+// Chunks that are none stand in the lists of a [Tracker] only: zeroChunk is that
+// of pages that were read and are zero, for which an image has no extents, and
+// lostChunk that of pages that could not be read when it was their turn.
+const (
+	zeroChunk = math.MaxUint32
+	lostChunk = math.MaxUint32 - 1
+)
+
+// inStore says whether an extent's pages are in the store.
+func inStore(e *blob.Extent) bool { return e.Chunk < lostChunk }
 
 // Lists of extents are ascending and disjoint, as those of an image; so are
 // lists of spans. The functions here don't change what they are given.
@@ -20,7 +27,7 @@ func extentEnd(e *blob.Extent) uint64 { return e.Start + uint64(e.Pages)*PageSiz
 func part(e *blob.Extent, s span) *blob.Extent {
 	start, end := max(e.Start, s.start), min(extentEnd(e), s.end)
 	p := &blob.Extent{Start: start, Pages: uint32((end - start) / PageSize), Chunk: e.Chunk, Page: e.Page}
-	if e.Chunk != zeroChunk {
+	if inStore(e) {
 		p.Page += uint32((start - e.Start) / PageSize)
 	}
 	return p

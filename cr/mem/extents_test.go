@@ -16,7 +16,7 @@ func expand(list []*blob.Extent) map[uint64]where {
 	for _, e := range list {
 		for i := range e.Pages {
 			w := where{e.Chunk, e.Page + i}
-			if e.Chunk == zeroChunk {
+			if !inStore(e) {
 				w.page = e.Page
 			}
 			out[e.Start/PageSize+uint64(i)] = w

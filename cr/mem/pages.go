@@ -16,15 +16,16 @@ import (
 // concurrent use.
 type Pages struct {
 	index   *blob.PageStore
-	f       io.ReaderAt
+	stores  []io.ReaderAt
 	zstd    func() (*zstd.Decoder, error)
 	scratch sync.Pool // *[]byte
 }
 
-// OpenPages reads the store whose record is index, which may be nil, from f.
-// Both stay the caller's. Precondition: the image that index is of was validated.
-func OpenPages(index *blob.PageStore, f io.ReaderAt) *Pages {
-	return &Pages{index: index, f: f, zstd: sync.OnceValues(newZstdDecoder), scratch: newScratch()}
+// OpenPages reads the store whose record is index, which may be nil, from f, and
+// the chunks of earlier checkpoints from parents. All stay the caller's.
+// Precondition: the image that index is of was validated, and has as many parents.
+func OpenPages(index *blob.PageStore, f io.ReaderAt, parents ...io.ReaderAt) *Pages {
+	return &Pages{index: index, stores: append([]io.ReaderAt{f}, parents...), zstd: sync.OnceValues(newZstdDecoder), scratch: newScratch()}
 }
 
 // Len is how many chunks there are.
@@ -40,9 +41,18 @@ func (p *Pages) Chunk(i int, buf []byte) ([]byte, error) {
 	c := p.index.Chunks[i]
 	raw, err := p.read(c, buf)
 	if err != nil {
-		return nil, fmt.Errorf("chunk %d at %d: %w", i, c.Offset, err)
+		return nil, fmt.Errorf("%s: %w", p.Name(i), err)
 	}
 	return raw, nil
+}
+
+// Name says which chunk i is.
+func (p *Pages) Name(i int) string {
+	c := p.index.Chunks[i]
+	if c.Store == 0 {
+		return fmt.Sprintf("chunk %d at %d", i, c.Offset)
+	}
+	return fmt.Sprintf("chunk %d at %d of the earlier checkpoint %s", i, c.Offset, p.index.Parents[c.Store-1].Dir)
 }
 
 // read looks at all sizes before it uses them.
@@ -68,7 +78,7 @@ func (p *Pages) read(c *blob.Chunk, buf []byte) ([]byte, error) {
 
 // stored reads the bytes of a chunk as they are in the file, and checks them.
 func (p *Pages) stored(c *blob.Chunk, b []byte) error {
-	if n, err := p.f.ReadAt(b, int64(c.Offset)); n < len(b) {
+	if n, err := p.stores[c.Store].ReadAt(b, int64(c.Offset)); n < len(b) {
 		return fmt.Errorf("%d bytes of %d: %w: %w", n, len(b), errs.ErrCorrupt, err)
 	}
 	if got := crc32.Checksum(b, castagnoli); got != c.Crc {

@@ -150,7 +150,7 @@ func (s *Saver) rest(t *Tracker, v *blob.VMA, list *[]*blob.Extent, add func(spa
 	if err != nil {
 		return err
 	}
-	saved = slices.DeleteFunc(saved, func(e *blob.Extent) bool { return e.Chunk == zeroChunk })
+	saved = slices.DeleteFunc(saved, func(e *blob.Extent) bool { return !inStore(e) })
 	s.mu.Lock()
 	*list = append(*list, saved...)
 	s.extents[list] = struct{}{}
@@ -276,11 +276,18 @@ func (b *batcher) flush() error {
 	return b.saver.pipe.add(&j)
 }
 
-// fill reads a job's pages. Of one whose memory has gone nothing is left to keep.
+// fill reads a job's pages. Of one whose memory has gone nothing is left to keep
+// but that it was not read.
 func (s *Saver) fill(j *job) error {
 	raw := j.buf[:j.pages*PageSize]
 	err := j.src.read(raw, j.spans)
 	if errors.Is(err, errVanished) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, r := range j.spans {
+			*j.list = append(*j.list, &blob.Extent{Start: r.start, Pages: uint32((r.end - r.start) / PageSize), Chunk: lostChunk})
+		}
+		s.extents[j.list] = struct{}{}
 		j.spans, j.pages = nil, 0
 		return nil
 	}
@@ -305,7 +312,7 @@ func (s *Saver) keep(j *job) error {
 			return err
 		}
 		for _, e := range ext {
-			if e.Chunk != zeroChunk {
+			if inStore(e) {
 				e.Chunk = chunk
 			}
 		}

@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
+	"path"
 	"sync"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/stasis-cr/stasis/cr/blob"
 )
@@ -13,7 +16,30 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // StoreOptions say how a store is written.
 type StoreOptions struct {
-	Codec blob.Chunk_Codec // of chunks that shrink by it
+	Codec  blob.Chunk_Codec // of chunks that shrink by it
+	Parent *Parent          // an earlier checkpoint whose chunks may be named; nil: none
+}
+
+// Parent is an earlier checkpoint as the store of a later one sees it: what is
+// chunk i there is chunk i here.
+type Parent struct {
+	stores []*blob.ParentStore
+	chunks []*blob.Chunk
+}
+
+// NewParent makes one of the earlier checkpoint's index. dir is its directory,
+// from that of the later one, and digest that of its state.img.
+func NewParent(index *blob.PageStore, dir string, digest []byte) *Parent {
+	p := &Parent{stores: []*blob.ParentStore{{Dir: dir, State: digest, File: index.GetFile(), Size: index.GetSize()}}}
+	for _, s := range index.GetParents() {
+		p.stores = append(p.stores, &blob.ParentStore{Dir: path.Join(dir, s.Dir), State: s.State, File: s.File, Size: s.Size})
+	}
+	for _, c := range index.GetChunks() {
+		c = proto.CloneOf(c)
+		c.Store++
+		p.chunks = append(p.chunks, c)
+	}
+	return p
 }
 
 // Store writes the page store: chunks back to back in one file, in the order in
@@ -23,14 +49,19 @@ type Store struct {
 	enc  *encoder
 	pool pool // of the savers
 
-	mu     sync.Mutex
-	size   uint64
-	chunks []*blob.Chunk
+	mu      sync.Mutex
+	size    uint64
+	chunks  []*blob.Chunk
+	parents []*blob.ParentStore
 }
 
 // NewStore writes to f, which stays the caller's.
 func NewStore(f *os.File, o StoreOptions) *Store {
-	return &Store{f: f, enc: newEncoder(o.Codec)}
+	s := &Store{f: f, enc: newEncoder(o.Codec)}
+	if o.Parent != nil {
+		s.chunks, s.parents = o.Parent.chunks, o.Parent.stores
+	}
+	return s
 }
 
 // Put appends one chunk of pages, compressed if it shrinks, and returns its
@@ -92,5 +123,5 @@ func (s *Store) Size() int64 {
 func (s *Store) Index(name string) *blob.PageStore {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &blob.PageStore{File: name, Size: s.size, Chunks: s.chunks}
+	return &blob.PageStore{File: name, Size: s.size, Chunks: s.chunks, Parents: s.parents}
 }

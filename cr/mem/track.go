@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -31,7 +32,12 @@ type Tracker struct {
 
 	pass []*blob.Extent // where the pages of the pass that goes on are
 	base []*blob.Extent // where those of all passes before are
+	full bool           // base has all that was present then, but for zeros
+	goOn bool           // it will be asked again after the process has been saved
 }
+
+// Range is a range of addresses.
+type Range struct{ Start, End uint64 }
 
 // NewTracker begins to follow a process with a userfaultfd of its memory, which
 // becomes the tracker's. Precondition: nobody has used the userfaultfd yet.
@@ -47,13 +53,48 @@ func NewTracker(pid int, uffd *os.File) (*Tracker, error) {
 	return &Tracker{pid: pid, uffd: uffd, pagemap: pagemap}, nil
 }
 
-// Watch adds the mapping [start, end), of private anonymous memory. One that
-// can't be watched is left out: it counts as written.
+// AdoptTracker goes on with a tracker that another process of ours had: uffd is
+// its userfaultfd, which becomes the new tracker's, and watched what it watched.
+// base is where the pages lie that were not written since the process was saved
+// last, with GoOn set; nil: nobody knows.
+func AdoptTracker(pid int, uffd *os.File, watched []Range, base []*blob.Extent) (*Tracker, error) {
+	pagemap, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
+	if err != nil {
+		return nil, errors.Join(err, uffd.Close())
+	}
+	t := &Tracker{pid: pid, uffd: uffd, pagemap: pagemap, base: base, full: base != nil}
+	for _, w := range watched {
+		t.watched = append(t.watched, span{start: w.Start, end: w.End})
+	}
+	return t, nil
+}
+
+// GoOn says that the tracker will be asked what was written after the process is
+// saved: the save protects what it copies, and watches what is new.
+func (t *Tracker) GoOn() { t.goOn = true }
+
+// File is the tracker's userfaultfd, which stays its own.
+func (t *Tracker) File() *os.File { return t.uffd }
+
+// Watched is what is watched, for [AdoptTracker].
+func (t *Tracker) Watched() []Range {
+	out := make([]Range, 0, len(t.watched))
+	for _, w := range t.watched {
+		out = append(out, Range{w.start, w.end})
+	}
+	return out
+}
+
+// Watch adds the mapping [start, end), of private anonymous memory, unless it is
+// watched already. One that can't be watched is left out: it counts as written.
 func (t *Tracker) Watch(start, end uint64) error {
+	if slices.ContainsFunc(t.watched, func(w span) bool { return w.start <= start && end <= w.end }) {
+		return nil
+	}
 	err := sys.UFFDRegister(t.uffd, start, end, sys.UFFDWP)
 	switch {
 	case err == nil:
-		t.watched = append(t.watched, span{start: start, end: end})
+		t.watched = union(t.watched, []span{{start: start, end: end}})
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPERM), errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOMEM):
 		return nil // gone or changed since it was listed, not writable, or the program's own userfaultfd watches it
 	}
@@ -178,7 +219,7 @@ func (t *Tracker) split(v *blob.VMA, vec []sys.PageRegion) (saved []*blob.Extent
 	scan := changed(span{start: v.Start, end: v.End})
 	scan.Mask &^= sys.PageWritten
 	scan.Return |= sys.PageWritten
-	scan.Watched = true
+	scan.Watched, scan.Protect = true, t.goOn
 	var clean, dirty []span
 	err = eachRegion(t.pagemap, scan, vec, func(r sys.PageRegion) error {
 		if r.Categories&sys.PageWritten != 0 {
@@ -189,6 +230,11 @@ func (t *Tracker) split(v *blob.VMA, vec []sys.PageRegion) (saved []*blob.Extent
 		return nil
 	})
 	if errors.Is(err, unix.EPERM) { // not watched
+		if t.goOn {
+			if err := t.Watch(v.Start, v.End); err != nil {
+				return nil, nil, err
+			}
+		}
 		scan.Watched, clean, dirty = false, nil, nil
 		err = eachRegion(t.pagemap, scan, vec, func(r sys.PageRegion) error {
 			dirty = append(dirty, span{start: r.Start, end: r.End})
@@ -199,7 +245,15 @@ func (t *Tracker) split(v *blob.VMA, vec []sys.PageRegion) (saved []*blob.Extent
 		return nil, nil, err
 	}
 	saved = within(t.base, clean)
-	return saved, union(dirty, without(clean, saved)), nil
+	if !t.full {
+		dirty = union(dirty, without(clean, saved))
+	}
+	for _, e := range saved {
+		if e.Chunk == lostChunk {
+			dirty = union(dirty, []span{{start: e.Start, end: extentEnd(e)}})
+		}
+	}
+	return saved, dirty, nil
 }
 
 // liveMemory reads the memory of a running process. What has gone meanwhile is

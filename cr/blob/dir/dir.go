@@ -1,8 +1,11 @@
 package dir
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"syscall"
@@ -13,6 +16,7 @@ import (
 
 // A Dir is a checkpoint in a directory, read and found whole.
 type Dir struct {
+	path string
 	root *os.Root
 	img  *blob.Image
 }
@@ -25,19 +29,19 @@ func Open(path string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image directory: %w", err)
 	}
-	d, err := open(root)
+	d, err := open(path, root)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("image directory %s: %w", path, err), root.Close())
 	}
 	return d, nil
 }
 
-func open(root *os.Root) (*Dir, error) {
+func open(path string, root *os.Root) (*Dir, error) {
 	img, err := readState(root)
 	if err != nil {
 		return nil, err
 	}
-	d := &Dir{root: root, img: img}
+	d := &Dir{path: path, root: root, img: img}
 	for _, n := range named(img) {
 		f, err := d.Open(n.name)
 		if err != nil {
@@ -100,6 +104,84 @@ func (d *Dir) Open(name string) (*os.File, error) {
 		return f, nil
 	}
 	return nil, fmt.Errorf("%q is not part of the checkpoint: %w", name, fs.ErrNotExist)
+}
+
+// Digest names a checkpoint: the sha256 of its state.img, which holds the
+// checksums of everything else.
+func Digest(path string) ([]byte, error) {
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, fmt.Errorf("image directory: %w", err)
+	}
+	defer root.Close() //nolint:errcheck // read only
+	return digest(root)
+}
+
+func digest(root *os.Root) ([]byte, error) {
+	f, _, err := openRegular(root, blob.StateFile)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return nil, err
+	}
+	return sum.Sum(nil), nil
+}
+
+// Stores opens the page store and those of earlier checkpoints that the image
+// needs, in the order in which its chunks number them; the first is nil if the
+// image has none. The caller closes them. Each earlier checkpoint must be the one
+// that the image was made after, to the bit.
+func (d *Dir) Stores() (files []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			for _, f := range files {
+				err = errors.Join(err, f.Close())
+			}
+			files = nil
+		}
+	}()
+	var own *os.File
+	if name := d.img.Pages.GetFile(); name != "" {
+		if own, err = d.Open(name); err != nil {
+			return nil, err
+		}
+	}
+	files = append(files, own)
+	for _, p := range d.img.Pages.GetParents() {
+		f, err := d.parent(p)
+		if err != nil {
+			return files, fmt.Errorf("the earlier checkpoint %s, which this one needs: %w", p.Dir, err)
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// parent opens the page store of an earlier checkpoint.
+func (d *Dir) parent(p *blob.ParentStore) (*os.File, error) {
+	root, err := os.OpenRoot(d.path + "/" + p.Dir) // not cleaned: the directory's own name may be a link
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close() //nolint:errcheck // read only
+	sum, err := digest(root)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(sum, p.State) {
+		return nil, fmt.Errorf("%s has the digest %x, want %x: %w", blob.StateFile, sum, p.State, errs.ErrCorrupt)
+	}
+	f, _, err := openRegular(root, p.File)
+	if err != nil {
+		return nil, err
+	}
+	if err := (namedFile{p.File, p.Size}).check(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // Close releases the directory. Files that were opened stay open.

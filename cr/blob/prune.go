@@ -1,0 +1,53 @@
+package blob
+
+// Prune takes out of the index the chunks of earlier checkpoints that no page
+// lies in, and the earlier checkpoints that are not needed then. The chunks of
+// the image's own store stay.
+func (img *Image) Prune() {
+	if len(img.Pages.GetParents()) == 0 {
+		return
+	}
+	used := make([]bool, len(img.Pages.Chunks))
+	img.eachExtent(func(e *Extent) { used[e.Chunk] = true })
+	stores := make([]uint32, len(img.Pages.Parents)+1) // new number of each; 0: not needed
+	for i, c := range img.Pages.Chunks {
+		if used[i] {
+			stores[c.Store] = 1
+		}
+	}
+	var parents []*ParentStore
+	for i, p := range img.Pages.Parents {
+		if stores[i+1] != 0 {
+			parents = append(parents, p)
+			stores[i+1] = uint32(len(parents))
+		}
+	}
+	var chunks []*Chunk
+	number := make([]uint32, len(used))
+	for i, c := range img.Pages.Chunks {
+		if c.Store != 0 {
+			if !used[i] {
+				continue
+			}
+			c.Store = stores[c.Store]
+		}
+		number[i] = uint32(len(chunks))
+		chunks = append(chunks, c)
+	}
+	img.eachExtent(func(e *Extent) { e.Chunk = number[e.Chunk] })
+	img.Pages.Chunks, img.Pages.Parents = chunks, parents
+}
+
+// eachExtent calls f for every extent of the image.
+func (img *Image) eachExtent(f func(*Extent)) {
+	for _, c := range img.Contents {
+		for _, e := range c.Extents {
+			f(e)
+		}
+	}
+	for _, m := range img.MMs {
+		for _, e := range m.Extents {
+			f(e)
+		}
+	}
+}
