@@ -170,6 +170,12 @@ func (b *Box) Checkpoint(ctx context.Context, image string, flags ...string) err
 	return command(b.save(ctx, append(args, b.ID)...))
 }
 
+// Knows tells whether Save has a verb with these flags, by asking for its help:
+// a flag that it does not have, or refuses for now, is an error before that.
+func (e Engine) Knows(ctx context.Context, verb string, flags ...string) bool {
+	return exec.CommandContext(ctx, e.Save, append(append([]string{verb}, flags...), "--help")...).Run() == nil
+}
+
 // Check asks the engine whether the container can be checkpointed.
 func (b *Box) Check(ctx context.Context) error { return command(b.save(ctx, "check", b.ID)) }
 
