@@ -266,27 +266,6 @@ static void region_make(struct region *r, const struct settings *s)
 		direct_make(r);
 }
 
-static void set(struct settings *s, char *arg)
-{
-	const struct { const char *name; long *n; const char **text; } known[] = {
-		{ "mib", &s->mib, NULL }, { "threads", &s->threads, NULL }, { "procs", &s->procs, NULL },
-		{ "pace", &s->pace, NULL }, { "hot", &s->hot, NULL }, { "thp", &s->thp, NULL }, { "drop", &s->drop, NULL },
-		{ "mem", NULL, &s->mem }, { "way", NULL, &s->way }, { "churn", NULL, &s->churn },
-	};
-	char *value = strchr(arg, '=');
-	for (size_t i = 0; value && i < sizeof known / sizeof *known; i++) {
-		size_t n = strlen(known[i].name);
-		if (n != (size_t)(value - arg) || strncmp(arg, known[i].name, n) != 0)
-			continue;
-		if (known[i].n)
-			*known[i].n = atol(value + 1);
-		else
-			*known[i].text = value + 1;
-		return;
-	}
-	fail("no setting %s", arg);
-}
-
 // fill gives every page of this process its first contents.
 static void fill(struct region *r)
 {
@@ -372,8 +351,12 @@ static void snapshot(char **argv)
 	struct settings s = { .mib = 256, .threads = 2, .procs = 1, .mem = "private", .way = "store" };
 	static struct region r;
 	static pid_t pids[256];
-	for (int i = 2; argv[i]; i++)
-		set(&s, argv[i]);
+	const struct setting known[] = {
+		{ "mib", &s.mib, NULL }, { "threads", &s.threads, NULL }, { "procs", &s.procs, NULL },
+		{ "pace", &s.pace, NULL }, { "hot", &s.hot, NULL }, { "thp", &s.thp, NULL }, { "drop", &s.drop, NULL },
+		{ "mem", NULL, &s.mem }, { "way", NULL, &s.way }, { "churn", NULL, &s.churn }, { NULL, NULL, NULL },
+	};
+	settle(argv + 2, known);
 	if (s.procs < 1 || s.procs > 256 || s.mib < 1)
 		fail("%ld processes, %ld MiB: out of range", s.procs, s.mib);
 	region_make(&r, &s);
