@@ -44,6 +44,7 @@ func allWriters() []writers {
 		{name: "fork", args: "churn=fork"},
 		{name: "fork-paced", args: "pace=3000 churn=fork"},
 		{name: "exec", args: "pace=20000 churn=exec"},
+		{name: "spawn", args: "pace=20000 churn=spawn"},
 		{name: "maps", args: "churn=maps"},
 		{name: "maps-paced", args: "pace=3000 churn=maps"},
 		{name: "brk", args: "pace=3000 churn=brk"},
@@ -92,13 +93,92 @@ func TestSnapshot(t *testing.T) {
 			defer cancel()
 			b := s.start(ctx, t, w, 256)
 			for round := range rounds {
-				s.round(ctx, t, b, w, round)
+				dir := t.TempDir()
+				s.round(ctx, t, b, w, trip{image: filepath.Join(dir, "image"), back: s.restore[round%len(s.restore)]})
+				if err := os.RemoveAll(dir); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if err := b.Go(ctx); err != nil {
 				t.Errorf("the original: %v", err)
 			}
 		})
 	}
+}
+
+// chained are the writers of TestSnapshotChain.
+func chained() []string {
+	return []string{
+		"full", "paced", "paced-user", "huge-paced", "threads-paced", "fork-paced", "exec", "maps-paced", "brk",
+		"dontneed-paced", "direct-paced", "memfd-paced", "memfd-holes", "processes",
+	}
+}
+
+// chainLength is after how many checkpoints a chain begins anew.
+const chainLength = 6
+
+// TestSnapshotChain is [TestSnapshot] with checkpoints that hold only what has
+// changed since the one before: each is restored from all that it builds on. In
+// every second one memory is saved ahead.
+func TestSnapshotChain(t *testing.T) {
+	s := newSnapshots(t)
+	if !s.engine.Knows(t.Context(), "checkpoint", "--parent-path", "../0") {
+		t.Skip("this engine has no checkpoint --parent-path")
+	}
+	ahead := s.engine.Knows(t.Context(), "checkpoint", "--pre-dump")
+	rounds := max(3, snapshotRounds(t))
+	for _, w := range allWriters() {
+		if !slices.Contains(chained(), w.name) {
+			continue
+		}
+		t.Run(w.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute+time.Duration(rounds)*30*time.Second)
+			defer cancel()
+			b := s.start(ctx, t, w, 256)
+			var dir, parent string
+			for round := range rounds {
+				if round%chainLength == 0 {
+					dir, parent = t.TempDir(), ""
+				}
+				if ahead && round%2 == 1 {
+					parent = saveAhead(ctx, t, b, dir, round, parent)
+				}
+				name := strconv.Itoa(round)
+				s.round(ctx, t, b, w, trip{
+					image: filepath.Join(dir, name), save: parentFlags(parent), back: s.restore[round%len(s.restore)],
+				})
+				parent = name
+				if round%chainLength == chainLength-1 {
+					if err := os.RemoveAll(dir); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if err := b.Go(ctx); err != nil {
+				t.Errorf("the original: %v", err)
+			}
+		})
+	}
+}
+
+// parentFlags name an image beside the one that is to be made.
+func parentFlags(name string) []string {
+	if name == "" {
+		return nil
+	}
+	return []string{"--parent-path", filepath.Join("..", name)}
+}
+
+// saveAhead saves memory only, and returns the name of the image.
+func saveAhead(ctx context.Context, t *testing.T, b *box.Box, dir string, round int, parent string) string {
+	t.Helper()
+	name := fmt.Sprintf("%d-ahead", round)
+	image := filepath.Join(dir, name)
+	if err := b.Checkpoint(ctx, image, append([]string{"--pre-dump"}, parentFlags(parent)...)...); err != nil {
+		t.Fatalf("round %d, ahead: %v\n%s", round, err, logErrors(image, "dump.log"))
+	}
+	writesOn(ctx, t, b)
+	return name
 }
 
 // snapshots is what all these tests share.
@@ -160,32 +240,37 @@ func (w writers) config(mib int) box.Config {
 	return c
 }
 
+// trip is the way of one image: flags of its checkpoint and of its restore.
+type trip struct {
+	image      string
+	save, back []string
+}
+
 // round checkpoints b under load, and lets what was saved check itself beside it.
-func (s *snapshots) round(ctx context.Context, t *testing.T, b *box.Box, w writers, round int) {
+func (s *snapshots) round(ctx context.Context, t *testing.T, b *box.Box, w writers, r trip) {
 	t.Helper()
 	was, err := b.Look(box.What{Memory: w.steady})
 	if err != nil {
 		t.Fatal(err)
 	}
 	before := peek(t, b).newest(t)
-	dir := t.TempDir()
-	image := filepath.Join(dir, "image")
-	if err := b.Checkpoint(ctx, image, "--leave-running"); err != nil {
-		t.Fatalf("round %d: %v\n%s", round, err, logErrors(image, "dump.log"))
+	if err := b.Checkpoint(ctx, r.image, append([]string{"--leave-running"}, r.save...)...); err != nil {
+		t.Fatalf("%s: %v\n%s", r.image, err, logErrors(r.image, "dump.log"))
 	}
 	writesOn(ctx, t, b)
 	if w.steady {
 		looksAs(ctx, t, b, was)
 	}
-	twin := s.beside(ctx, t, b, w, dir, s.restore[round%len(s.restore)])
+	bundle := r.image + "-twin"
+	twin := s.beside(ctx, t, b, w, bundle, r)
 	if got := peek(t, twin).newest(t); got < before {
-		t.Errorf("round %d: the image is of write %d, and %d had been made before", round, got, before)
+		t.Errorf("%s is of write %d, and %d had been made before", r.image, got, before)
 	}
 	writesOn(ctx, t, twin)
 	if err := twin.Go(ctx); err != nil {
-		t.Fatalf("round %d: %v", round, err)
+		t.Fatalf("%s: %v", r.image, err)
 	}
-	if err := errors.Join(twin.Remove(ctx), os.RemoveAll(dir)); err != nil {
+	if err := errors.Join(twin.Remove(ctx), os.RemoveAll(bundle)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -206,11 +291,10 @@ func looksAs(ctx context.Context, t *testing.T, b *box.Box, was box.Look) {
 	}
 }
 
-// beside restores dir/image in a container of its own, with a copy of the files
+// beside restores an image in a container of its own, with a copy of the files
 // that the program has open.
-func (s *snapshots) beside(ctx context.Context, t *testing.T, b *box.Box, w writers, dir string, flags []string) *box.Box {
+func (s *snapshots) beside(ctx context.Context, t *testing.T, b *box.Box, w writers, bundle string, r trip) *box.Box {
 	t.Helper()
-	bundle := filepath.Join(dir, "twin")
 	if err := os.Mkdir(bundle, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -228,9 +312,8 @@ func (s *snapshots) beside(ctx context.Context, t *testing.T, b *box.Box, w writ
 			t.Fatal(err)
 		}
 	}
-	image := filepath.Join(dir, "image")
-	if err := twin.Restore(ctx, image, flags...); err != nil {
-		t.Fatalf("%v\n%s", err, logErrors(image, "restore.log"))
+	if err := twin.Restore(ctx, r.image, r.back...); err != nil {
+		t.Fatalf("%s: %v\n%s", r.image, err, logErrors(r.image, "restore.log"))
 	}
 	return twin
 }
@@ -300,9 +383,9 @@ func (p *peeker) all(t *testing.T) [][]byte {
 	return slices.Collect(slices.Chunk(b, pageSize))
 }
 
-func (p *peeker) put(t *testing.T, page int, b []byte) {
+func (p *peeker) put(t *testing.T, at int64, b []byte) {
 	t.Helper()
-	if _, err := p.mem.WriteAt(b, p.first+int64(page)*pageSize); err != nil {
+	if _, err := p.mem.WriteAt(b, at); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -312,7 +395,7 @@ func (p *peeker) put(t *testing.T, page int, b []byte) {
 // and later what the original holds now. The program must say what it says.
 type spoiled struct {
 	name, says string
-	make       func(was, is, later []byte) []byte
+	make       func(was, is, later []byte) []byte // nil: the newest number of the book is spoiled
 }
 
 func allSpoiled() []spoiled {
@@ -322,6 +405,7 @@ func allSpoiled() []spoiled {
 		{"new", "is new", func(_, _, later []byte) []byte { return later }},
 		{"torn", "is torn", func(_, is, later []byte) []byte { return slices.Concat(is[:2048], later[2048:]) }},
 		{"lost", "is old", func(_, is, _ []byte) []byte { return make([]byte, len(is)) }},
+		{"old book", "line of the log", nil},
 		{"one bit", "is torn", func(_, is, _ []byte) []byte {
 			out := slices.Clone(is)
 			out[len(out)-1] ^= 1
@@ -343,12 +427,12 @@ func TestSnapshotFails(t *testing.T) {
 			b := s.start(ctx, t, w, 16)
 			was := peek(t, b).all(t)
 			rewritten(ctx, t, b)
-			dir := t.TempDir()
-			if err := b.Checkpoint(ctx, filepath.Join(dir, "image"), "--leave-running"); err != nil {
+			r := trip{image: filepath.Join(t.TempDir(), "image")}
+			if err := b.Checkpoint(ctx, r.image, "--leave-running"); err != nil {
 				t.Fatal(err)
 			}
 			rewritten(ctx, t, b)
-			twin := s.beside(ctx, t, b, w, dir, nil)
+			twin := s.beside(ctx, t, b, w, r.image+"-twin", r)
 			hurt(ctx, t, twin, d, was, peek(t, b).all(t))
 			err := twin.Go(ctx)
 			if d.says == "" && err != nil {
@@ -371,7 +455,7 @@ func rewritten(ctx context.Context, t *testing.T, b *box.Box) {
 	}
 }
 
-// hurt spoils one page, while the program stands still.
+// hurt spoils one page, or the book, while the program stands still.
 func hurt(ctx context.Context, t *testing.T, b *box.Box, d spoiled, was, later [][]byte) {
 	t.Helper()
 	if err := unix.Kill(b.PID, unix.SIGSTOP); err != nil {
@@ -386,16 +470,28 @@ func hurt(ctx context.Context, t *testing.T, b *box.Box, d spoiled, was, later [
 		t.Fatal(err)
 	}
 	p := peek(t, b)
+	if newest := p.newest(t); d.make == nil {
+		p.put(t, p.seq, binary.NativeEndian.AppendUint64(nil, newest-1))
+	} else {
+		page, contents := spoil(t, d, newest, was, p.all(t), later)
+		p.put(t, p.first+int64(page)*pageSize, contents)
+	}
+	if err := unix.Kill(b.PID, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// spoil finds a page that was written before the checkpoint and after it, and
+// returns what is to be put there.
+func spoil(t *testing.T, d spoiled, newest uint64, was, is, later [][]byte) (page int, contents []byte) {
+	t.Helper()
 	tag := func(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
-	is, newest := p.all(t), p.newest(t)
 	for i := range is {
+		// The newest page may be half written.
 		if tag(was[i]) < tag(is[i]) && tag(is[i]) < min(newest-1, tag(later[i])) {
-			p.put(t, i, d.make(was[i], is[i], later[i]))
-			if err := unix.Kill(b.PID, unix.SIGCONT); err != nil {
-				t.Fatal(err)
-			}
-			return
+			return i, d.make(was[i], is[i], later[i])
 		}
 	}
 	t.Fatal("no page that was written before and after")
+	return 0, nil
 }

@@ -1,6 +1,7 @@
 // What goes on beside the writers of the snapshot program: everything that
 // changes an address space or the set of tasks. Each checks itself all the time.
 #include "snapshot.h"
+#include <spawn.h>
 
 #ifndef MADV_COLLAPSE // not in the headers of Linux 6.0 and before
 #define MADV_COLLAPSE 25
@@ -46,15 +47,28 @@ static void *fork_churn(void *arg)
 	return NULL;
 }
 
+static char *const spin_args[] = { "cprogs", "spin", NULL }, *const spin_env[] = { NULL };
+
 static void *exec_churn(void *arg)
 {
-	char *args[] = { "cprogs", "spin", NULL }, *none[] = { NULL };
 	while (!stopped(arg)) {
 		pid_t pid = must("fork", fork());
 		if (pid == 0) {
-			execve("/bin/cprogs", args, none);
+			execve("/bin/cprogs", spin_args, spin_env);
 			_exit(9);
 		}
+		reap(pid);
+	}
+	return NULL;
+}
+
+// spawn_churn has children that run in its own memory until they exec, and keep
+// it waiting for that long.
+static void *spawn_churn(void *arg)
+{
+	while (!stopped(arg)) {
+		pid_t pid;
+		eq("posix_spawn", posix_spawn(&pid, "/bin/cprogs", NULL, NULL, spin_args, spin_env), 0);
 		reap(pid);
 	}
 	return NULL;
@@ -228,8 +242,8 @@ static void *collapse_churn(void *arg)
 void *(*churn(const char *name))(void *)
 {
 	static const struct { const char *name; void *(*run)(void *); } all[] = {
-		{ "fork", fork_churn }, { "exec", exec_churn }, { "maps", maps_churn }, { "brk", brk_churn },
-		{ "threads", threads_churn }, { "collapse", collapse_churn },
+		{ "fork", fork_churn }, { "exec", exec_churn }, { "spawn", spawn_churn }, { "maps", maps_churn },
+		{ "brk", brk_churn }, { "threads", threads_churn }, { "collapse", collapse_churn },
 	};
 	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
 		if (strcmp(all[i].name, name) == 0)
