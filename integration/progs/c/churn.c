@@ -43,6 +43,7 @@ static void *fork_churn(void *arg)
 			fork_child(r);
 		pthread_mutex_unlock(&r->book->lock);
 		alive++;
+		usleep(10000); // or the writers hardly ever get the lock
 	}
 	return NULL;
 }
