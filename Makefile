@@ -33,7 +33,7 @@ integration: build tools ## real containers, both cgroup modes (root)
 	STASIS_TOOLS=$(TOOLS)/bin STASIS_CGROUP= $(GO) test -tags integration -count=1 -timeout 40m ./integration/...
 	STASIS_TOOLS=$(TOOLS)/bin STASIS_CGROUP=v2 $(GO) test -tags integration -count=1 -timeout 40m ./integration/...
 
-bench: build tools ## our figures beside runc with CRIU, where a criu is on PATH (root)
+bench: build tools ## our figures and goals beside runc with CRIU, where a criu is on PATH (root)
 	STASIS_TOOLS=$(TOOLS)/bin $(GO) run ./integration/bench
 
 lint: ## golangci-lint

@@ -1,17 +1,17 @@
-// Command bench measures checkpoint and restore of containers of several sizes,
-// beside runc with CRIU in the same run if a criu that works is on PATH.
-//
-//	frozen      how long the container stood still, by the engine's own count
-//	seen        the same, as a thread of the container saw it
-//	checkpoint  stasis checkpoint --leave-running, from start to end
-//	restore     stasis restore --detach, from start to end
-//	image       bytes of all files of the image
+// Command bench measures checkpoint and restore of containers of several kinds and
+// sizes, beside runc with CRIU in the same run if a criu that works is on PATH,
+// and prints the goals of the project beside the figures (see the type figure).
 //
 // Every figure is the median of n rounds. The engines take turns within a round,
 // and memory is warmed up before each: in a virtual machine the first touch of a
 // page that the host has not backed yet is slower than anything that is measured.
+// A case that needs a flag that the engine does not have is said to be not
+// available. With -quick all is small: the figures mean nothing then, but every
+// step is made.
 //
-// It needs root, runc, a static busybox, gcc and the go command, and is run in the module's tree.
+// It needs root, runc, a static busybox, gcc and the go command, redis-server and
+// Python 3 for the cases that are about them, for all cases 24 GiB of memory, and
+// is run in the module's tree.
 package main
 
 import (
@@ -26,8 +26,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"strings"
 
+	"github.com/stasis-cr/stasis/integration/harness"
 	"github.com/stasis-cr/stasis/integration/progs/box"
 )
 
@@ -46,7 +46,9 @@ type options struct {
 	rounds int
 	cases  *regexp.Regexp
 	json   bool
+	quick  bool
 	dir    string
+	disk   string
 	stasis string
 	peer   bool
 }
@@ -61,6 +63,8 @@ func parse(args []string, errs io.Writer) (options, error) {
 		return err
 	})
 	f.BoolVar(&o.json, "json", false, "print one JSON array")
+	f.BoolVar(&o.quick, "quick", false, "small sizes: to see whether all runs")
+	f.StringVar(&o.disk, "disk", "/var/tmp", "folder on a disk, for the images that are meant for one")
 	f.StringVar(&o.dir, "dir", "/dev/shm", "folder for containers and images; best a tmpfs")
 	f.StringVar(&o.stasis, "stasis", "", "the stasis command; built from source if empty")
 	f.BoolVar(&o.peer, "peer", true, "measure runc with CRIU, too, if it is on PATH and works")
@@ -81,20 +85,25 @@ func run(ctx context.Context, args []string, out, errs io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if o.disk, err = os.MkdirTemp(o.disk, "stasis-bench-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(o.disk)) }()
 	b, err := prepare(ctx, dir, o, errs)
 	if err != nil {
 		return err
 	}
-	results, err := b.all(ctx, errs)
-	if len(results) == 0 {
+	tests := wanted(o)
+	all, err := b.all(ctx, tests, errs)
+	if len(all) == 0 {
 		return err
 	}
 	if o.json {
 		enc := json.NewEncoder(out)
 		enc.SetIndent("", "  ")
-		return errors.Join(err, enc.Encode(results))
+		return errors.Join(err, enc.Encode(all))
 	}
-	return errors.Join(err, table(out, results))
+	return errors.Join(err, table(out, tests, all))
 }
 
 // prepare builds what the rounds need.
@@ -102,7 +111,7 @@ func prepare(ctx context.Context, dir string, o options, errs io.Writer) (*bench
 	if err := box.Adopt(); err != nil {
 		return nil, err
 	}
-	root, err := moduleRoot(ctx)
+	root, err := harness.RepoRoot()
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +119,7 @@ func prepare(ctx context.Context, dir string, o options, errs io.Writer) (*bench
 	if b.programs, err = box.Build(ctx, filepath.Join(root, "integration", "progs"), dir); err != nil {
 		return nil, err
 	}
-	if b.programs.Shell, err = exec.LookPath("busybox"); err != nil {
+	if b.programs.Shell, err = harness.Tool("busybox"); err != nil {
 		return nil, err
 	}
 	if o.stasis == "" {
@@ -119,11 +128,11 @@ func prepare(ctx context.Context, dir string, o options, errs io.Writer) (*bench
 			return nil, err
 		}
 	}
-	runc, err := exec.LookPath("runc")
+	runc, err := harness.Tool("runc")
 	if err != nil {
 		return nil, err
 	}
-	b.engines = []engine{{ours, box.Engine{Runtime: runc, Save: o.stasis}}}
+	b.engines = []engine{{ours, box.Engine{Runtime: runc, Save: o.stasis, Flags: []string{"--runtime", runc}}}}
 	if !o.peer {
 		return b, nil
 	}
@@ -133,13 +142,4 @@ func prepare(ctx context.Context, dir string, o options, errs io.Writer) (*bench
 	}
 	b.engines = append(b.engines, engine{peer, box.Engine{Runtime: runc, Save: runc}})
 	return b, nil
-}
-
-// moduleRoot is the folder of go.mod.
-func moduleRoot(ctx context.Context) (string, error) {
-	path, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
-	if err != nil {
-		return "", fmt.Errorf("go list: %w", err)
-	}
-	return strings.TrimSpace(string(path)), nil
 }

@@ -10,11 +10,11 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// frozen reads the time a container stood still from a stats-dump file, which
+// frozenIn reads the time a container stood still from a stats-dump file, which
 // both engines write: two magic words, a length, and a message whose field 1 is
 // the dump, whose field 2 is the time in microseconds (CRIU's
 // images/stats.proto).
-func frozen(path string) (time.Duration, error) {
+func frozenIn(path string) (time.Duration, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return 0, err

@@ -5,90 +5,111 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
-	"time"
 )
 
-// column is one figure of the table.
-type column struct {
-	name string
-	of   func(Result) float64
-	show func(Result) string
-}
+func millis(d instant) float64 { return float64(d) / 1e6 }
 
-func columns() []column {
-	of := func(name string, d func(Result) time.Duration) column {
-		return column{name, func(r Result) float64 { return float64(d(r)) }, func(r Result) string { return millis(d(r)) }}
-	}
-	return []column{
-		of("frozen", func(r Result) time.Duration { return r.Frozen }),
-		of("seen", func(r Result) time.Duration { return r.Seen }),
-		of("checkpoint", func(r Result) time.Duration { return r.Checkpoint }),
-		of("restore", func(r Result) time.Duration { return r.Restore }),
-		{"image", func(r Result) float64 { return float64(r.Image) }, func(r Result) string { return mebis(r.Image) }},
-	}
-}
+func mebis(n int64) float64 { return float64(n) / (1 << 20) }
 
-func millis(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d)/float64(time.Millisecond)) }
+// results finds one by case and engine.
+type results []Result
 
-func mebis(n int64) string { return fmt.Sprintf("%.2f", float64(n)/(1<<20)) }
-
-// table prints one line for each case: ours, and with a peer in the run the
-// peer's and how many times ours that is.
-func table(w io.Writer, results []Result) error {
-	byCase, names, withPeer := group(results)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	head := []string{"case"}
-	for _, c := range columns() {
-		head = append(head, c.name)
-		if withPeer {
-			head = append(head, peer, "ratio")
+func (all results) of(name, engine string) (Result, bool) {
+	for _, r := range all {
+		if r.Case == name && r.Engine == engine {
+			return r, true
 		}
 	}
-	fmt.Fprintln(t, strings.Join(head, "\t")+"\t")
-	for _, name := range names {
-		line := []string{name}
-		for _, c := range columns() {
-			line = append(line, cells(c, byCase[name], withPeer)...)
+	return Result{}, false
+}
+
+// table prints one line for each figure of each case: ours, the peer's, how many
+// times ours that is, and the goals.
+func table(w io.Writer, tests []test, all results) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "case\tfigure\t"+ours+"\t"+peer+"\tratio\tgoal")
+	for _, c := range tests {
+		us, ok := all.of(c.name, ours)
+		if ok && us.Missing != "" {
+			fmt.Fprintf(t, "%s\t-\t-\t-\t-\tnot available: %s\n", c.name, us.Missing)
+			continue
 		}
-		fmt.Fprintln(t, strings.Join(line, "\t")+"\t")
+		for _, f := range c.show {
+			fmt.Fprintln(t, strings.Join(append([]string{c.name, string(f)}, all.cells(c, f)...), "\t"))
+		}
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(w, "times in ms, image in MiB; ratio: the peer's figure divided by ours")
+	_, err := fmt.Fprintln(w, "ratio: the peer's figure divided by ours")
 	return err
 }
 
-func group(results []Result) (byCase map[string]map[string]Result, names []string, withPeer bool) {
-	byCase = map[string]map[string]Result{}
-	for _, r := range results {
-		if byCase[r.Case] == nil {
-			byCase[r.Case] = map[string]Result{}
-			names = append(names, r.Case)
-		}
-		byCase[r.Case][r.Engine] = r
-		withPeer = withPeer || r.Engine == peer
+// cells are the figures of one line; what was not measured is a dash.
+func (all results) cells(c test, f figure) []string {
+	us, okUs := all.figure(c.name, ours, f)
+	them, okThem := all.figure(c.name, peer, f)
+	out := []string{"-", "-", "-", ""}
+	if okUs {
+		out[0] = number(us)
 	}
-	return byCase, names, withPeer
+	if okThem {
+		out[1] = number(them)
+	}
+	if okUs && okThem && us > 0 {
+		out[2] = number(them/us) + "x"
+	}
+	var goals []string
+	for _, g := range c.goals {
+		if g.figure == f {
+			goals = append(goals, all.judge(c, g))
+		}
+	}
+	out[3] = strings.Join(goals, ", ")
+	return out
 }
 
-// cells are one column of one line; what was not measured is a dash.
-func cells(c column, of map[string]Result, withPeer bool) []string {
-	us, okUs := of[ours]
-	them, okThem := of[peer]
-	out := []string{"-"}
-	if okUs {
-		out[0] = c.show(us)
+func (all results) figure(name, engine string, f figure) (float64, bool) {
+	r, ok := all.of(name, engine)
+	if !ok {
+		return 0, false
 	}
-	if !withPeer {
-		return out
+	v, ok := r.Figures[f]
+	return v, ok
+}
+
+// judge says what a goal is and whether it was reached, where that can be told.
+func (all results) judge(c test, g goal) string {
+	us, okUs := all.figure(c.name, ours, g.figure)
+	verdict := func(known, good bool) string {
+		switch {
+		case !known || !okUs:
+			return ""
+		case good:
+			return " yes"
+		}
+		return " NO"
 	}
-	out = append(out, "-", "-")
-	if okThem {
-		out[1] = c.show(them)
+	switch {
+	case g.than != "":
+		other, ok := all.figure(g.than, ours, g.figure)
+		return fmt.Sprintf("<= %sx of %q", number(g.most), g.than) + verdict(ok, us <= g.most*other)
+	case g.most > 0:
+		return "<= " + number(g.most) + verdict(true, us <= g.most)
+	case g.least > 0:
+		return ">= " + number(g.least) + verdict(true, us >= g.least)
 	}
-	if okUs && okThem && c.of(us) > 0 {
-		out[2] = fmt.Sprintf("%.1fx", c.of(them)/c.of(us))
+	them, ok := all.figure(c.name, peer, g.figure)
+	return "ratio >= " + number(g.times) + verdict(ok, them >= g.times*us)
+}
+
+// number is short, and as precise as a measurement is.
+func number(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
 	}
-	return out
+	return fmt.Sprintf("%.2f", v)
 }

@@ -31,7 +31,8 @@ type Engine struct {
 type Box struct {
 	ID     string
 	Engine Engine
-	PID    int // of the container's first process, in our namespace
+	PID    int   // of the container's first process, in our namespace
+	Peak   int64 // bytes of memory that the last checkpoint or restore had at most
 
 	dir  string
 	out  output
@@ -167,7 +168,25 @@ func (b *Box) save(ctx context.Context, args ...string) *exec.Cmd {
 // Checkpoint writes an image to folder image. Flags are those of runc checkpoint.
 func (b *Box) Checkpoint(ctx context.Context, image string, flags ...string) error {
 	args := append([]string{"checkpoint", "--image-path", image, "--work-path", image}, flags...)
-	return command(b.save(ctx, append(args, b.ID)...))
+	cmd := b.save(ctx, append(args, b.ID)...)
+	defer func() { b.Peak = peak(cmd) }()
+	return command(cmd)
+}
+
+// peak is how much memory a command, or one of the commands that it ran, had at
+// most. It is never less than what we had when we started it: the kernel counts
+// that, too (fs/exec.c, exec_mmap).
+func peak(cmd *exec.Cmd) int64 {
+	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		return u.Maxrss << 10
+	}
+	return 0
+}
+
+// Knows tells whether Save has a verb with these flags, by asking for its help:
+// a flag that it does not have, or refuses for now, is an error before that.
+func (e Engine) Knows(ctx context.Context, verb string, flags ...string) bool {
+	return exec.CommandContext(ctx, e.Save, append(append([]string{verb}, flags...), "--help")...).Run() == nil
 }
 
 // Check asks the engine whether the container can be checkpointed.
@@ -177,7 +196,9 @@ func (b *Box) Check(ctx context.Context) error { return command(b.save(ctx, "che
 func (b *Box) Restore(ctx context.Context, image string, flags ...string) error {
 	args := append([]string{"restore", "--detach", "--image-path", image, "--work-path", image, "--bundle", b.dir,
 		"--pid-file", filepath.Join(b.dir, "pid")}, flags...)
-	return b.detached(b.save(ctx, append(args, b.ID)...))
+	cmd := b.save(ctx, append(args, b.ID)...)
+	defer func() { b.Peak = peak(cmd) }()
+	return b.detached(cmd)
 }
 
 // Wait reaps the container's first process and answers its exit status, 128 and

@@ -3,6 +3,8 @@ package box
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -31,6 +33,20 @@ func TestBrief(t *testing.T) {
 	}
 	if got := brief(" plain\n"); got != "plain" {
 		t.Errorf("brief: %q, want plain", got)
+	}
+}
+
+func TestKnows(t *testing.T) {
+	e := Engine{Save: filepath.Join(t.TempDir(), "engine")}
+	const script = "#!/bin/sh\ncase \"$*\" in 'restore --lazy-pages --help') exit 0;; esac\nexit 1\n"
+	if err := os.WriteFile(e.Save, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if !e.Knows(t.Context(), "restore", "--lazy-pages") {
+		t.Error("a flag that it has is not known")
+	}
+	if e.Knows(t.Context(), "restore", "--other") || (Engine{Save: "/nowhere"}).Knows(t.Context(), "restore") {
+		t.Error("a flag that it has not, or one of no engine, is known")
 	}
 }
 

@@ -95,6 +95,30 @@ void status_lines(const char *path, const char *names, char *out, size_t size)
 	}
 }
 
+static bool setting_take(const struct setting *k, const char *arg, const char *value)
+{
+	size_t n = strlen(k->name);
+	if (n != (size_t)(value - arg) || strncmp(arg, k->name, n) != 0)
+		return false;
+	if (k->number)
+		*k->number = atol(value + 1);
+	else
+		*k->text = value + 1;
+	return true;
+}
+
+void settle(char **args, const struct setting *known)
+{
+	for (; *args; args++) {
+		const char *value = strchr(*args, '=');
+		const struct setting *k = known;
+		while (k->name && !(value && setting_take(k, *args, value)))
+			k++;
+		if (!k->name)
+			fail("no setting %s", *args);
+	}
+}
+
 void reap(pid_t pid)
 {
 	int status;
@@ -132,6 +156,7 @@ void meeting_wait(struct meeting *m, int n)
 
 static const struct prog *const tables[] = {
 	task_progs, cred_progs, cpu_progs, restart_progs, signal_progs, mem_progs, share_progs, misc_progs,
+	snapshot_progs, load_progs,
 };
 
 int main(int argc, char **argv)

@@ -213,62 +213,6 @@ static void crowd(char **argv)
 	eq("children left", left, 0);
 }
 
-// gaps notes in a file the longest time between two turns of a loop: how long
-// the process stood still, as it saw it. The test sets it back to zero.
-static void *gaps(void *arg)
-{
-	volatile int64_t *longest = arg;
-	struct timespec ts = { .tv_nsec = 100000 };
-	for (int64_t was = now(), is; access("/ctl/go", F_OK) != 0; was = is) {
-		nanosleep(&ts, NULL);
-		is = now();
-		if (is - was > *longest)
-			*longest = is - was;
-	}
-	return NULL;
-}
-
-static uint64_t checksum(const uint64_t *p, size_t n)
-{
-	uint64_t sum = 0;
-	for (size_t i = 0; i < n; i++)
-		sum = (sum ^ p[i]) * 0x9e3779b97f4a7c15u;
-	return sum;
-}
-
-// load MIB THREADS PROCESSES is a container of a certain size.
-static void load(char **argv)
-{
-	size_t words = strtoul(argv[2], NULL, 10) << 17;
-	int n_threads = atoi(argv[3]), n_procs = atoi(argv[4]);
-	uint64_t *p = NULL, seed = 88172645463325252u;
-	pthread_t t;
-	int fd = must("gap", open("/ctl/gap", O_RDWR | O_CREAT, 0666));
-	must("ftruncate", ftruncate(fd, 8));
-	void *gap = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	close(fd);
-	for (int i = 1; i < n_procs; i++)
-		if (must("fork", fork()) == 0)
-			for (;;)
-				pause();
-	if (words) {
-		p = mmap(NULL, words * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		for (size_t i = 0; i < words; i++) {
-			seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-			p[i] = seed;
-		}
-	}
-	uint64_t sum = checksum(p, words);
-	pthread_create(&t, NULL, gaps, gap);
-	for (long i = 1; i < n_threads; i++)
-		eq("pthread_create", pthread_create(&t, NULL, park, (void *)i), 0);
-	while (__atomic_load_n(&parked, __ATOMIC_SEQ_CST) < n_threads - 1)
-		usleep(1000);
-	ready();
-	wait_go();
-	eq("checksum", checksum(p, words), sum);
-}
-
 // forkfds: descriptions that parent and child share keep one offset, and what
 // the child closed or opened by itself is its own.
 static void forkfds_child(struct meeting *m, int file, int pair, int pipe_in)
@@ -323,5 +267,5 @@ static void forkfds(char **argv)
 
 const struct prog misc_progs[] = {
 	{ "robust", robust }, { "rseq", rseq }, { "threads", threads }, { "deadleader", deadleader },
-	{ "crowd", crowd }, { "load", load }, { "forkfds", forkfds }, { NULL, NULL },
+	{ "crowd", crowd }, { "forkfds", forkfds }, { NULL, NULL },
 };

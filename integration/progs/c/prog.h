@@ -53,6 +53,11 @@ void status_lines(const char *path, const char *names, char *out, size_t size);
 // reap waits for one child, which must have ended with 0.
 void reap(pid_t pid);
 
+// A setting is an argument of the form name=value; settle reads all from args on.
+// The list ends with a name of NULL.
+struct setting { const char *name; long *number; const char **text; };
+void settle(char **args, const struct setting *known);
+
 // now is CLOCK_MONOTONIC in nanoseconds.
 int64_t now(void);
 
@@ -65,6 +70,6 @@ void meeting_wait(struct meeting *m, int n);
 
 struct prog { const char *name; void (*run)(char **argv); };
 extern const struct prog task_progs[], cred_progs[], cpu_progs[], restart_progs[],
-	signal_progs[], mem_progs[], share_progs[], misc_progs[];
+	signal_progs[], mem_progs[], share_progs[], misc_progs[], snapshot_progs[], load_progs[];
 
 #endif

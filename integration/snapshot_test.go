@@ -1,0 +1,497 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stasis-cr/stasis/integration/progs/box"
+)
+
+// writers is one way to run the snapshot program of integration/progs/c.
+type writers struct {
+	name   string
+	args   string
+	uid    uint32
+	steady bool // its tasks, mappings and descriptors stay the same
+}
+
+func allWriters() []writers {
+	return []writers{
+		{name: "full", steady: true},
+		{name: "full-user", steady: true, uid: 1000},
+		{name: "paced", args: "pace=3000", steady: true},
+		{name: "paced-user", args: "pace=3000", steady: true, uid: 1000},
+		{name: "hot", args: "hot=5", steady: true},
+		{name: "huge", args: "thp=1", steady: true},
+		{name: "huge-paced", args: "thp=1 pace=3000", steady: true},
+		{name: "collapse", args: "thp=1 pace=20000 churn=collapse"},
+		{name: "threads", args: "churn=threads"},
+		{name: "threads-paced", args: "pace=3000 churn=threads"},
+		{name: "fork", args: "churn=fork"},
+		{name: "fork-paced", args: "pace=3000 churn=fork"},
+		{name: "exec", args: "pace=20000 churn=exec"},
+		{name: "spawn", args: "pace=20000 churn=spawn"},
+		{name: "maps", args: "churn=maps"},
+		{name: "maps-paced", args: "pace=3000 churn=maps"},
+		{name: "brk", args: "pace=3000 churn=brk"},
+		{name: "dontneed", args: "drop=1", steady: true},
+		{name: "dontneed-paced", args: "drop=1 pace=3000", steady: true},
+		{name: "dontneed-huge", args: "drop=1 pace=3000 thp=1", steady: true},
+		{name: "read", args: "way=read", steady: true},
+		{name: "read-paced", args: "way=read pace=3000", steady: true},
+		{name: "vmwrite", args: "way=vmwrite pace=20000", steady: true},
+		{name: "direct", args: "way=direct", steady: true},
+		{name: "direct-paced", args: "way=direct pace=1000", steady: true},
+		{name: "shared", args: "mem=shm procs=3 pace=3000", steady: true},
+		{name: "memfd", args: "mem=memfd way=mix procs=2", steady: true},
+		{name: "memfd-paced", args: "mem=memfd way=mix procs=2 pace=3000", steady: true},
+		{name: "memfd-holes", args: "mem=memfd way=mix procs=2 pace=3000 drop=1", steady: true},
+		{name: "processes", args: "procs=50 threads=1 pace=1000", steady: true},
+		{name: "processes-full", args: "procs=8 threads=1", steady: true},
+	}
+}
+
+// snapshotRounds is how often each is checkpointed: two rounds, or as many as
+// STASIS_ROUNDS says.
+func snapshotRounds(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv("STASIS_ROUNDS")
+	if text == "" {
+		return 2
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("STASIS_ROUNDS is %q, want a number of rounds", text)
+	}
+	return n
+}
+
+// TestSnapshot checkpoints programs that write as hard as they can and lets them
+// run on. Each image is restored beside its original, where the program finds
+// out whether it is one instant of it. The original goes through all rounds and
+// must not notice anything.
+func TestSnapshot(t *testing.T) {
+	s := newSnapshots(t)
+	rounds := snapshotRounds(t)
+	for _, w := range allWriters() {
+		t.Run(w.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute+time.Duration(rounds)*20*time.Second)
+			defer cancel()
+			b := s.start(ctx, t, w, 256)
+			for round := range rounds {
+				dir := t.TempDir()
+				s.round(ctx, t, b, w, trip{image: filepath.Join(dir, "image"), back: s.restore[round%len(s.restore)]})
+				if err := os.RemoveAll(dir); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := b.Go(ctx); err != nil {
+				t.Errorf("the original: %v", err)
+			}
+		})
+	}
+}
+
+// chained are the writers of TestSnapshotChain.
+func chained() []string {
+	return []string{
+		"full", "paced", "paced-user", "huge-paced", "threads-paced", "fork-paced", "exec", "maps-paced", "brk",
+		"dontneed-paced", "direct-paced", "memfd-paced", "memfd-holes", "processes",
+	}
+}
+
+// chainLength is after how many checkpoints a chain begins anew.
+const chainLength = 6
+
+// TestSnapshotChain is [TestSnapshot] with checkpoints that hold only what has
+// changed since the one before: each is restored from all that it builds on. In
+// every second one memory is saved ahead.
+func TestSnapshotChain(t *testing.T) {
+	s := newSnapshots(t)
+	if !s.engine.Knows(t.Context(), "checkpoint", "--parent-path", "../0") {
+		t.Skip("this engine has no checkpoint --parent-path")
+	}
+	ahead := s.engine.Knows(t.Context(), "checkpoint", "--pre-dump")
+	rounds := max(3, snapshotRounds(t))
+	for _, w := range allWriters() {
+		if !slices.Contains(chained(), w.name) {
+			continue
+		}
+		t.Run(w.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute+time.Duration(rounds)*30*time.Second)
+			defer cancel()
+			b := s.start(ctx, t, w, 256)
+			var dir, parent string
+			for round := range rounds {
+				if round%chainLength == 0 {
+					dir, parent = t.TempDir(), ""
+				}
+				if ahead && round%2 == 1 {
+					parent = saveAhead(ctx, t, b, dir, round, parent)
+				}
+				name := strconv.Itoa(round)
+				s.round(ctx, t, b, w, trip{
+					image: filepath.Join(dir, name), save: parentFlags(parent), back: s.restore[round%len(s.restore)],
+				})
+				parent = name
+				if round%chainLength == chainLength-1 {
+					if err := os.RemoveAll(dir); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if err := b.Go(ctx); err != nil {
+				t.Errorf("the original: %v", err)
+			}
+		})
+	}
+}
+
+// parentFlags name an image beside the one that is to be made.
+func parentFlags(name string) []string {
+	if name == "" {
+		return nil
+	}
+	return []string{"--parent-path", filepath.Join("..", name)}
+}
+
+// saveAhead saves memory only, and returns the name of the image.
+func saveAhead(ctx context.Context, t *testing.T, b *box.Box, dir string, round int, parent string) string {
+	t.Helper()
+	name := fmt.Sprintf("%d-ahead", round)
+	image := filepath.Join(dir, name)
+	if err := b.Checkpoint(ctx, image, append([]string{"--pre-dump"}, parentFlags(parent)...)...); err != nil {
+		t.Fatalf("round %d, ahead: %v\n%s", round, err, logErrors(image, "dump.log"))
+	}
+	writesOn(ctx, t, b)
+	return name
+}
+
+// snapshots is what all these tests share.
+type snapshots struct {
+	progs   box.Programs
+	engine  box.Engine
+	restore [][]string // flags of restore, which take turns
+	serial  int
+}
+
+func newSnapshots(t *testing.T) *snapshots {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		objectsNeed(t, "root")
+	}
+	s := &snapshots{progs: buildObjects(t), restore: [][]string{nil}}
+	s.engine = box.Engine{Runtime: objectRuntime(t), Save: objectEngine(t)}
+	lazy := []string{"--lazy-pages"}
+	if s.engine.Knows(t.Context(), "restore", lazy...) {
+		s.restore = append(s.restore, lazy)
+	}
+	return s
+}
+
+// box makes a container that is removed when the test ends.
+func (s *snapshots) box(ctx context.Context, t *testing.T, dir string, c box.Config) *box.Box {
+	t.Helper()
+	s.serial++
+	b, err := box.New(ctx, dir, fmt.Sprintf("snapshot-%d-%d", os.Getpid(), s.serial), s.engine, s.progs, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Remove(context.WithoutCancel(ctx)); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+func (s *snapshots) start(ctx context.Context, t *testing.T, w writers, mib int) *box.Box {
+	t.Helper()
+	b := s.box(ctx, t, t.TempDir(), w.config(mib))
+	if err := b.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.AwaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (w writers) config(mib int) box.Config {
+	c := box.Config{UID: w.uid}
+	c.Args = append([]string{"/bin/cprogs", "snapshot", fmt.Sprintf("mib=%d", mib)}, strings.Fields(w.args)...)
+	if w.uid == 0 {
+		c.Caps = box.DefaultCaps()
+	}
+	return c
+}
+
+// trip is the way of one image: flags of its checkpoint and of its restore.
+type trip struct {
+	image      string
+	save, back []string
+}
+
+// round checkpoints b under load, and lets what was saved check itself beside it.
+func (s *snapshots) round(ctx context.Context, t *testing.T, b *box.Box, w writers, r trip) {
+	t.Helper()
+	was, err := b.Look(box.What{Memory: w.steady})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := peek(t, b).newest(t)
+	if err := b.Checkpoint(ctx, r.image, append([]string{"--leave-running"}, r.save...)...); err != nil {
+		t.Fatalf("%s: %v\n%s", r.image, err, logErrors(r.image, "dump.log"))
+	}
+	writesOn(ctx, t, b)
+	if w.steady {
+		looksAs(ctx, t, b, was)
+	}
+	bundle := r.image + "-twin"
+	twin := s.beside(ctx, t, b, w, bundle, r)
+	if got := peek(t, twin).newest(t); got < before {
+		t.Errorf("%s is of write %d, and %d had been made before", r.image, got, before)
+	}
+	writesOn(ctx, t, twin)
+	if err := twin.Go(ctx); err != nil {
+		t.Fatalf("%s: %v", r.image, err)
+	}
+	if err := errors.Join(twin.Remove(ctx), os.RemoveAll(bundle)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// looksAs waits until nothing in the container shows that it was checkpointed.
+func looksAs(ctx context.Context, t *testing.T, b *box.Box, was box.Look) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var diff []string
+	err := box.Poll(ctx, func() (bool, error) {
+		is, err := b.Look(box.What{Memory: true})
+		diff = box.Differ(was, is)
+		return len(diff) == 0, err
+	})
+	if err != nil {
+		t.Errorf("not as before the checkpoint: %v\n%s", err, strings.Join(diff, "\n"))
+	}
+}
+
+// beside restores an image in a container of its own, with a copy of the files
+// that the program has open.
+func (s *snapshots) beside(ctx context.Context, t *testing.T, b *box.Box, w writers, bundle string, r trip) *box.Box {
+	t.Helper()
+	if err := os.Mkdir(bundle, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	twin := s.box(ctx, t, bundle, w.config(1))
+	files, err := os.ReadDir(b.Path("ctl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		body, err := os.ReadFile(b.Path("ctl", f.Name()))
+		if err == nil {
+			err = os.WriteFile(twin.Path("ctl", f.Name()), body, 0o666)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := twin.Restore(ctx, r.image, r.back...); err != nil {
+		t.Fatalf("%s: %v\n%s", r.image, err, logErrors(r.image, "restore.log"))
+	}
+	return twin
+}
+
+// writesOn waits until the program has written some more.
+func writesOn(ctx context.Context, t *testing.T, b *box.Box) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, soon)
+	defer cancel()
+	p := peek(t, b)
+	was := p.newest(t)
+	err := box.Poll(ctx, func() (bool, error) {
+		if text, err := os.ReadFile(b.Path("ctl", "result")); err == nil {
+			return false, errors.New(strings.TrimSpace(string(text)))
+		}
+		return p.newest(t) >= was+500, nil
+	})
+	if err != nil {
+		t.Fatalf("%s: %v; it had written %d pages, and now %d", b.ID, err, was, p.newest(t))
+	}
+}
+
+// peeker looks into the first process of a container where the program told that
+// its newest number and its pages are.
+type peeker struct {
+	mem        *os.File
+	seq, first int64
+	pages      int
+}
+
+func peek(t *testing.T, b *box.Box) *peeker {
+	t.Helper()
+	text, err := os.ReadFile(b.Path("ctl", "where"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &peeker{}
+	if _, err := fmt.Sscan(string(text), &p.seq, &p.first, &p.pages); err != nil {
+		t.Fatalf("where: %q: %v", text, err)
+	}
+	if p.mem, err = os.OpenFile(fmt.Sprintf("/proc/%d/mem", b.PID), os.O_RDWR, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.mem.Close() })
+	return p
+}
+
+// newest is the number of the program's newest write.
+func (p *peeker) newest(t *testing.T) uint64 {
+	t.Helper()
+	b := make([]byte, 8)
+	if n, err := p.mem.ReadAt(b, p.seq); n < len(b) {
+		t.Fatalf("newest write: %v", err)
+	}
+	return binary.NativeEndian.Uint64(b)
+}
+
+const pageSize = 4096
+
+// all reads all pages.
+func (p *peeker) all(t *testing.T) [][]byte {
+	t.Helper()
+	b := make([]byte, p.pages*pageSize)
+	if n, err := p.mem.ReadAt(b, p.first); n < len(b) {
+		t.Fatalf("pages: %v", err)
+	}
+	return slices.Collect(slices.Chunk(b, pageSize))
+}
+
+func (p *peeker) put(t *testing.T, at int64, b []byte) {
+	t.Helper()
+	if _, err := p.mem.WriteAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// spoiled is a page as a snapshot that isn't one instant could have it: was is
+// what it held before the checkpoint, is what it holds in the restored program,
+// and later what the original holds now. The program must say what it says.
+type spoiled struct {
+	name, says string
+	make       func(was, is, later []byte) []byte // nil: the newest number of the book is spoiled
+}
+
+func allSpoiled() []spoiled {
+	return []spoiled{
+		{"none", "", func(_, is, _ []byte) []byte { return is }},
+		{"old", "is old", func(was, _, _ []byte) []byte { return was }},
+		{"new", "is new", func(_, _, later []byte) []byte { return later }},
+		{"torn", "is torn", func(_, is, later []byte) []byte { return slices.Concat(is[:2048], later[2048:]) }},
+		{"lost", "is old", func(_, is, _ []byte) []byte { return make([]byte, len(is)) }},
+		{"old book", "line of the log", nil},
+		{"one bit", "is torn", func(_, is, _ []byte) []byte {
+			out := slices.Clone(is)
+			out[len(out)-1] ^= 1
+			return out
+		}},
+	}
+}
+
+// TestSnapshotFails proves that the program of TestSnapshot sees what it is there
+// to see: one page of a restored one is replaced by what a faulty snapshot would
+// have had there.
+func TestSnapshotFails(t *testing.T) {
+	s := newSnapshots(t)
+	w := writers{args: "pace=50000"}
+	for _, d := range allSpoiled() {
+		t.Run(d.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			b := s.start(ctx, t, w, 16)
+			was := peek(t, b).all(t)
+			rewritten(ctx, t, b)
+			r := trip{image: filepath.Join(t.TempDir(), "image")}
+			if err := b.Checkpoint(ctx, r.image, "--leave-running"); err != nil {
+				t.Fatal(err)
+			}
+			rewritten(ctx, t, b)
+			twin := s.beside(ctx, t, b, w, r.image+"-twin", r)
+			hurt(ctx, t, twin, d, was, peek(t, b).all(t))
+			err := twin.Go(ctx)
+			if d.says == "" && err != nil {
+				t.Errorf("without damage: %v", err)
+			}
+			if d.says != "" && (err == nil || !strings.Contains(err.Error(), d.says)) {
+				t.Errorf("error %v, want one that says %q", err, d.says)
+			}
+		})
+	}
+}
+
+// rewritten waits until most pages have been written anew.
+func rewritten(ctx context.Context, t *testing.T, b *box.Box) {
+	t.Helper()
+	p := peek(t, b)
+	was := p.newest(t)
+	if err := box.Poll(ctx, func() (bool, error) { return p.newest(t) > was+2*uint64(p.pages), nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hurt spoils one page, or the book, while the program stands still.
+func hurt(ctx context.Context, t *testing.T, b *box.Box, d spoiled, was, later [][]byte) {
+	t.Helper()
+	if err := unix.Kill(b.PID, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	stopped := fmt.Sprintf("/proc/%d/status", b.PID)
+	err := box.Poll(ctx, func() (bool, error) {
+		text, err := os.ReadFile(stopped)
+		return bytes.Contains(text, []byte("T (stopped)")), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := peek(t, b)
+	if newest := p.newest(t); d.make == nil {
+		p.put(t, p.seq, binary.NativeEndian.AppendUint64(nil, newest-1))
+	} else {
+		page, contents := spoil(t, d, newest, was, p.all(t), later)
+		p.put(t, p.first+int64(page)*pageSize, contents)
+	}
+	if err := unix.Kill(b.PID, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// spoil finds a page that was written before the checkpoint and after it, and
+// returns what is to be put there.
+func spoil(t *testing.T, d spoiled, newest uint64, was, is, later [][]byte) (page int, contents []byte) {
+	t.Helper()
+	tag := func(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
+	for i := range is {
+		// The newest page may be half written.
+		if tag(was[i]) < tag(is[i]) && tag(is[i]) < min(newest-1, tag(later[i])) {
+			return i, d.make(was[i], is[i], later[i])
+		}
+	}
+	t.Fatal("no page that was written before and after")
+	return 0, nil
+}
