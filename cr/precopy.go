@@ -117,14 +117,13 @@ func (p *precopy) adopt(c *container, before *parent) error {
 	if err := c.kept.end(c.keepFile); err != nil {
 		return fmt.Errorf("keeper of the trackers: %w", err)
 	}
-	for _, s := range p.spaces {
-		if !s.based {
-			if err := s.tracker.Protect(); err != nil {
-				return err
-			}
+	err := p.each(func(s *space) error {
+		if s.based {
+			return nil
 		}
-	}
-	return fault.Point("trackers-taken")
+		return s.tracker.Protect()
+	})
+	return errors.Join(err, fault.Point("trackers-taken"))
 }
 
 // followAll begins to follow the processes that it pays to follow.
@@ -323,17 +322,14 @@ func every(*space) bool { return true }
 func (p *precopy) pass(ctx context.Context, store *mem.Store, of func(*space) bool, hand func(*mem.Tracker, *mem.Saver, bool) (int64, error)) (int64, error) {
 	saver := mem.NewSaver(ctx, store, mem.SaverOptions{Background: true})
 	var bytes int64
-	var err error
-	for _, s := range p.spaces {
+	err := p.each(func(s *space) error {
 		if !of(s) {
-			continue
+			return nil
 		}
-		n, e := hand(s.tracker, saver, p.sharing)
+		n, err := hand(s.tracker, saver, p.sharing)
 		bytes += n
-		if err = e; err != nil {
-			break
-		}
-	}
+		return err
+	})
 	if e := saver.Wait(); e != nil {
 		return bytes, errors.Join(e, err)
 	}
@@ -348,17 +344,31 @@ func (p *precopy) pass(ctx context.Context, store *mem.Store, of func(*space) bo
 // written is how many bytes of some spaces have been written since they were
 // protected.
 func (p *precopy) written(of func(*space) bool) (bytes int64, err error) {
-	for _, s := range p.spaces {
+	err = p.each(func(s *space) error {
 		if !of(s) {
-			continue
+			return nil
 		}
 		n, err := s.tracker.Written()
-		if err != nil {
-			return 0, err
-		}
 		bytes += n
+		return err
+	})
+	return bytes, err
+}
+
+// each calls f for every space until one fails. Those whose memory has gone are
+// forgotten.
+func (p *precopy) each(f func(*space) error) error {
+	for pid, s := range p.spaces {
+		err := f(s)
+		if errors.Is(err, unix.ESRCH) {
+			delete(p.spaces, pid)
+			err = s.tracker.Close()
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return bytes, nil
+	return nil
 }
 
 // tracker is the one that has followed a process; nil: none has.

@@ -114,7 +114,7 @@ func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool, t *Tracker) err
 			add = func(r span) error { return s.unshare(pagemap, r, own, common) }
 		}
 		if t != nil && v.Kind == blob.VMA_ANON {
-			err = s.rest(t, v, &mm.Extents, add)
+			err = s.rest(t, pagemap, v, &mm.Extents, add)
 		} else {
 			err = scanVMA(pagemap, v, s.regions, add)
 		}
@@ -145,8 +145,8 @@ func (s *Saver) unshare(pagemap *os.File, r span, own, common *batcher) error {
 }
 
 // rest saves what t has not saved of v as it is now.
-func (s *Saver) rest(t *Tracker, v *blob.VMA, list *[]*blob.Extent, add func(span) error) error {
-	saved, rest, err := t.split(v, s.regions)
+func (s *Saver) rest(t *Tracker, pagemap *os.File, v *blob.VMA, list *[]*blob.Extent, add func(span) error) error {
+	saved, rest, err := t.split(pagemap, v, s.regions)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,9 @@ import (
 // page is in the next list. The kernel resolves a write to a protected page by
 // itself, so nobody waits for us, and if we die nothing is left.
 //
+// ESRCH from any method says that the memory has gone: its process has ended, or
+// has executed another program.
+//
 // What a list can't show is not trusted: memory that is not watched when it is
 // asked about (mapped since, moved by mremap, another's by fork) counts as
 // written. (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst.)
@@ -214,14 +217,16 @@ func (t *Tracker) Passed() {
 }
 
 // split sorts the pages of v, which must be saved, into those that a pass has
-// saved as they are now, and those that must be copied. The process is stopped.
-func (t *Tracker) split(v *blob.VMA, vec []sys.PageRegion) (saved []*blob.Extent, rest []span, err error) {
+// saved as they are now, and those that must be copied. The process is stopped;
+// pagemap was opened since: that of the tracker is of the memory that it had
+// before it executed another program.
+func (t *Tracker) split(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion) (saved []*blob.Extent, rest []span, err error) {
 	scan := changed(span{start: v.Start, end: v.End})
 	scan.Mask &^= sys.PageWritten
 	scan.Return |= sys.PageWritten
 	scan.Watched, scan.Protect = true, t.goOn
 	var clean, dirty []span
-	err = eachRegion(t.pagemap, scan, vec, func(r sys.PageRegion) error {
+	err = eachRegion(pagemap, scan, vec, func(r sys.PageRegion) error {
 		if r.Categories&sys.PageWritten != 0 {
 			dirty = append(dirty, span{start: r.Start, end: r.End})
 		} else {
@@ -236,7 +241,7 @@ func (t *Tracker) split(v *blob.VMA, vec []sys.PageRegion) (saved []*blob.Extent
 			}
 		}
 		scan.Watched, clean, dirty = false, nil, nil
-		err = eachRegion(t.pagemap, scan, vec, func(r sys.PageRegion) error {
+		err = eachRegion(pagemap, scan, vec, func(r sys.PageRegion) error {
 			dirty = append(dirty, span{start: r.Start, end: r.End})
 			return nil
 		})
