@@ -255,7 +255,7 @@ func (s *snapshots) round(ctx context.Context, t *testing.T, b *box.Box, w write
 	}
 	before := peek(t, b).newest(t)
 	if err := b.Checkpoint(ctx, r.image, append([]string{"--leave-running"}, r.save...)...); err != nil {
-		t.Fatalf("%s: %v\n%s", r.image, err, logErrors(r.image, "dump.log"))
+		t.Fatalf("%s: %v\n%s\n%s", r.image, err, logErrors(r.image, "dump.log"), result(b))
 	}
 	writesOn(ctx, t, b)
 	if w.steady {
@@ -326,14 +326,23 @@ func writesOn(ctx context.Context, t *testing.T, b *box.Box) {
 	p := peek(t, b)
 	was := p.newest(t)
 	err := box.Poll(ctx, func() (bool, error) {
-		if text, err := os.ReadFile(b.Path("ctl", "result")); err == nil {
-			return false, errors.New(strings.TrimSpace(string(text)))
+		if text := result(b); text != "" {
+			return false, errors.New(text)
 		}
 		return p.newest(t) >= was+500, nil
 	})
 	if err != nil {
 		t.Fatalf("%s: %v; it had written %d pages, and now %d", b.ID, err, was, p.newest(t))
 	}
+}
+
+// result is what a program that ended by itself said, and what it printed.
+func result(b *box.Box) string {
+	text, err := os.ReadFile(b.Path("ctl", "result"))
+	if err != nil {
+		return b.Output()
+	}
+	return strings.TrimSpace(string(text))
 }
 
 // peeker looks into the first process of a container where the program told that

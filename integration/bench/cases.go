@@ -143,7 +143,7 @@ func live(z scale, procs int) []test {
 // heapProgram fills so many MiB with what Python programs keep, in so many
 // processes, and checks afterwards that it still is that.
 const heapProgram = `
-import os, sys, time
+import hashlib, os, sys, time
 mib, procs = int(sys.argv[1]), int(sys.argv[2])
 words = "amber bridge copper delta ember forest garden harbor island juniper kernel lantern".split()
 def resident():
@@ -152,7 +152,8 @@ def row(i):
     h = i * 2654435761 % 4294967296
     return {"id": i, "name": "%s-%s-%d" % (words[h % 12], words[h >> 8 & 7], i), "score": h / 7.0,
             "tags": [words[h >> 12 & 7], words[h >> 16 & 7]], "seen": (h, i, None),
-            "text": "%x %s" % (h, words[h % 11] * 3)}
+            "text": "%x %s" % (h, words[h % 11] * 3), "token": hashlib.md5(b"%d" % i).hexdigest(),
+            "path": [h * k % 1000003 / 997.0 for k in (1, 2, 3)]}
 def exists(path): return os.path.exists("/ctl/" + path)
 def put(path, text):
     with open("/ctl/" + path, "w") as f: f.write(text)

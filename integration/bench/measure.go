@@ -170,6 +170,7 @@ func (b *bench) once(ctx context.Context, e engine, t test) (_ figures, err erro
 	} else {
 		r.save, r.back = t.save, t.back
 	}
+	e.Wrap = []string{b.programs.C, "peak", filepath.Join(r.dir, "peak")}
 	if r.Box, err = box.New(ctx, bundle, name, e.Engine, b.programs, c); err != nil {
 		return nil, err
 	}
@@ -258,7 +259,10 @@ func (r *round) first(ctx context.Context) error {
 		return err
 	}
 	end := clock()
-	r.got[checkpoint], r.got[memory] = millis(end-start), mebis(r.Peak)
+	r.got[checkpoint] = millis(end - start)
+	if err := r.peak(); err != nil {
+		return err
+	}
 	if r.test.disk {
 		if err := syncFiles(path); err != nil {
 			return err
@@ -276,6 +280,21 @@ func (r *round) first(ctx context.Context) error {
 	}
 	r.got[image] = mebis(size)
 	return r.noticed(ctx, before, start, end)
+}
+
+// peak looks how much memory the engine had in its last command.
+func (r *round) peak() error {
+	path := filepath.Join(r.dir, "peak")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	kib, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	r.got[memory] = max(r.got[memory], mebis(kib<<10))
+	return nil
 }
 
 // noticed reads what the container itself noted of its checkpoint.
@@ -315,7 +334,9 @@ func (r *round) second(ctx context.Context) error {
 	}
 	r.got[again] = millis(clock() - start)
 	r.got[speedup] = r.got[checkpoint] / r.got[again]
-	r.got[memory] = max(r.got[memory], mebis(r.Peak))
+	if err := r.peak(); err != nil {
+		return err
+	}
 	size, err := bytesIn(path)
 	r.got[spent] = float64(size) / float64(r.test.change)
 	return err
@@ -331,7 +352,10 @@ func (r *round) restore(ctx context.Context) error {
 		return err
 	}
 	end := clock()
-	r.got[restore], r.got[memory] = millis(end-start), max(r.got[memory], mebis(r.Peak))
+	r.got[restore] = millis(end - start)
+	if err := r.peak(); err != nil {
+		return err
+	}
 	return box.Poll(ctx, func() (bool, error) {
 		s, err := r.samples()
 		if err != nil || s == nil {
@@ -388,8 +412,7 @@ func bytesIn(dir string) (int64, error) {
 	return sum, nil
 }
 
-// warm has the host back so much memory. Another process does it, for what a
-// process has had counts for those that it starts.
+// warm has the host back so much memory.
 func (b *bench) warm(ctx context.Context, mib int) error {
 	out, err := exec.CommandContext(ctx, b.programs.C, "warm", strconv.Itoa(mib)).CombinedOutput()
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +24,7 @@ import (
 type Engine struct {
 	Runtime string   // makes, kills and deletes containers
 	Save    string   // checkpoints and restores them
+	Wrap    []string // a command that runs Save, which follows with its arguments
 	Flags   []string // global flags of Save
 	Env     []string // besides ours, for Save
 }
@@ -31,8 +33,7 @@ type Engine struct {
 type Box struct {
 	ID     string
 	Engine Engine
-	PID    int   // of the container's first process, in our namespace
-	Peak   int64 // bytes of memory that the last checkpoint or restore had at most
+	PID    int // of the container's first process, in our namespace
 
 	dir  string
 	out  output
@@ -159,8 +160,8 @@ func (b *Box) Run(ctx context.Context) error {
 }
 
 func (b *Box) save(ctx context.Context, args ...string) *exec.Cmd {
-	args = append(append([]string{"--root", b.state()}, b.Engine.Flags...), args...)
-	cmd := exec.CommandContext(ctx, b.Engine.Save, args...)
+	line := slices.Concat(b.Engine.Wrap, []string{b.Engine.Save, "--root", b.state()}, b.Engine.Flags, args)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = append(os.Environ(), b.Engine.Env...)
 	return cmd
 }
@@ -168,19 +169,7 @@ func (b *Box) save(ctx context.Context, args ...string) *exec.Cmd {
 // Checkpoint writes an image to folder image. Flags are those of runc checkpoint.
 func (b *Box) Checkpoint(ctx context.Context, image string, flags ...string) error {
 	args := append([]string{"checkpoint", "--image-path", image, "--work-path", image}, flags...)
-	cmd := b.save(ctx, append(args, b.ID)...)
-	defer func() { b.Peak = peak(cmd) }()
-	return command(cmd)
-}
-
-// peak is how much memory a command, or one of the commands that it ran, had at
-// most. It is never less than what we had when we started it: the kernel counts
-// that, too (fs/exec.c, exec_mmap).
-func peak(cmd *exec.Cmd) int64 {
-	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		return u.Maxrss << 10
-	}
-	return 0
+	return command(b.save(ctx, append(args, b.ID)...))
 }
 
 // Knows tells whether Save has a verb with these flags, by asking for its help:
@@ -196,9 +185,7 @@ func (b *Box) Check(ctx context.Context) error { return command(b.save(ctx, "che
 func (b *Box) Restore(ctx context.Context, image string, flags ...string) error {
 	args := append([]string{"restore", "--detach", "--image-path", image, "--work-path", image, "--bundle", b.dir,
 		"--pid-file", filepath.Join(b.dir, "pid")}, flags...)
-	cmd := b.save(ctx, append(args, b.ID)...)
-	defer func() { b.Peak = peak(cmd) }()
-	return b.detached(cmd)
+	return b.detached(b.save(ctx, append(args, b.ID)...))
 }
 
 // Wait reaps the container's first process and answers its exit status, 128 and
