@@ -43,6 +43,7 @@ type process struct {
 // cgroup freezer holds it, so nothing stays frozen if we die.
 type frozen struct {
 	c         *container
+	members   func() ([]int, error) // the processes that are to stop
 	was       cgroups.FreezerState
 	since     time.Time
 	attached  map[int]*thread // by tid
@@ -71,10 +72,31 @@ type thread struct {
 // get to run. (A seize of a task that is both frozen and stopped by job control
 // blocks until the thaw, so a seize that takes long brings the thaw forward.)
 func freeze(ctx context.Context, c *container, log *slog.Logger) (_ *frozen, err error) {
-	f := &frozen{c: c, attached: map[int]*thread{}, since: time.Now(), calm: hurry(), log: log}
+	f := &frozen{c: c, members: func() ([]int, error) { return family(c.initPID) }, attached: map[int]*thread{}, log: log}
 	if f.was, err = c.cgroup.GetFreezerState(); err != nil {
 		return nil, fmt.Errorf("freezer state: %w", err)
 	}
+	if err := f.stopMembers(ctx); err != nil {
+		return nil, err
+	}
+	if err := f.describe(); err != nil {
+		return nil, errors.Join(err, f.release(context.WithoutCancel(ctx)))
+	}
+	return f, nil
+}
+
+// freezeOne stops the threads of one process of a running container.
+func freezeOne(ctx context.Context, c *container, pid int, log *slog.Logger) (*frozen, error) {
+	f := &frozen{
+		c: c, members: func() ([]int, error) { return []int{pid}, nil }, was: cgroups.Thawed,
+		attached: map[int]*thread{}, log: log,
+	}
+	return f, f.stopMembers(ctx)
+}
+
+// stopMembers stops every thread of the members, or lets all of them go.
+func (f *frozen) stopMembers(ctx context.Context) (err error) {
+	f.since, f.calm = time.Now(), hurry()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.release(context.WithoutCancel(ctx)))
@@ -84,30 +106,30 @@ func freeze(ctx context.Context, c *container, log *slog.Logger) (_ *frozen, err
 	for round := 0; ; round++ {
 		found, err := f.seizeAll()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if err := fault.Point("seized"); err != nil {
-			return nil, err
+			return err
 		}
 		if !f.thawed && f.was == cgroups.Frozen {
 			if err := f.thaw(); err != nil {
-				return nil, err
+				return err
 			}
 			if err := fault.Point("thawed"); err != nil {
-				return nil, err
+				return err
 			}
 		}
 		if err := f.stopAll(ctx, deadline); err != nil {
-			return nil, err
+			return err
 		}
 		if found == 0 && round > 0 {
 			break
 		}
 	}
 	if err := fault.Point("stopped"); err != nil {
-		return nil, err
+		return err
 	}
-	return f, f.describe()
+	return nil
 }
 
 func (f *frozen) thaw() error {
@@ -129,7 +151,7 @@ func (f *frozen) seizeAll() (found int, err error) {
 		})
 		defer early.Stop()
 	}
-	pids, err := family(f.c.initPID)
+	pids, err := f.members()
 	if err != nil {
 		return 0, err
 	}

@@ -19,7 +19,6 @@ import (
 	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/remote"
 	"github.com/stasis-cr/stasis/cr/sys"
-	"github.com/stasis-cr/stasis/cr/tracer"
 )
 
 // Bounds of the pre-copy.
@@ -105,25 +104,12 @@ func (p *precopy) adopt(c *container, before *parent) error {
 		if err != nil {
 			return err
 		}
-		s := &space{tracker: t, based: before != nil}
-		p.spaces[k.Proc.PID] = s
-		if err := s.watch(c.maps[k.Proc.PID]); err != nil {
-			return err
-		}
-		if !s.based {
-			p.size += s.size
-		}
+		p.spaces[k.Proc.PID] = &space{tracker: t, based: before != nil}
 	}
 	if err := c.kept.end(c.keepFile); err != nil {
 		return fmt.Errorf("keeper of the trackers: %w", err)
 	}
-	err := p.each(func(s *space) error {
-		if s.based {
-			return nil
-		}
-		return s.tracker.Protect()
-	})
-	return errors.Join(err, fault.Point("trackers-taken"))
+	return fault.Point("trackers-taken")
 }
 
 // followAll begins to follow the processes that it pays to follow.
@@ -131,8 +117,8 @@ func (p *precopy) followAll(ctx context.Context, c *container, o *CheckpointOpti
 	if o.NoPrecopy && !o.follows() {
 		return nil
 	}
-	for _, pid := range p.candidates(family, o.follows()) {
-		err := p.follow(ctx, pid, c.maps[pid])
+	for _, pid := range p.candidates(c, family, o.follows()) {
+		err := p.follow(ctx, c, pid)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
 			p.log.Warn("this kernel can't tell what a process writes: its memory is copied while it stands still", slog.Any("err", err))
 			return nil
@@ -141,12 +127,24 @@ func (p *precopy) followAll(ctx context.Context, c *container, o *CheckpointOpti
 			return fmt.Errorf("follow the memory of process %d: %w", pid, err)
 		}
 	}
-	return nil
+	for pid, s := range p.spaces {
+		if s.based {
+			continue
+		}
+		s.size = int64(resident(c.maps[pid]))
+		p.size += s.size
+	}
+	return p.each(func(s *space) error {
+		if s.based {
+			return nil
+		}
+		return s.tracker.Protect()
+	})
 }
 
-// candidates lists the processes that it pays to follow, besides those that are
-// followed already. With all set, small ones are worth it, too.
-func (p *precopy) candidates(family []int, all bool) []int {
+// candidates lists the processes of which it pays to follow more than is followed
+// already. With all set, small ones are worth it, too.
+func (p *precopy) candidates(c *container, family []int, all bool) []int {
 	least, total := uint64(precopySpace), uint64(0)
 	if all {
 		least = precopyRest
@@ -154,7 +152,7 @@ func (p *precopy) candidates(family []int, all bool) []int {
 	var pids []int
 	for _, pid := range family {
 		st, err := procfs.ReadStatus(pid)
-		if err != nil || st.RSSAnon < least || p.spaces[pid] != nil {
+		if err != nil || st.RSSAnon < least || p.spaces[pid] != nil && p.spaces[pid].news(c.maps[pid]) < least {
 			continue //nolint:nilerr // it has ended
 		}
 		if pinned(pid) {
@@ -170,6 +168,19 @@ func (p *precopy) candidates(family []int, all bool) []int {
 	return pids
 }
 
+// news is how much there is in private anonymous mappings that are not watched,
+// in bytes.
+func (s *space) news(maps []procfs.SMap) (bytes uint64) {
+	for i := range maps {
+		m := &maps[i]
+		kind, skip, err := vmaKind(m)
+		if err == nil && !skip && kind == blob.VMA_ANON && !s.tracker.Watches(m.Start, m.End) {
+			bytes += m.RSS
+		}
+	}
+	return bytes
+}
+
 // pinned says whether a process may have memory that changes without a fault:
 // what O_DIRECT reads into it arrives by DMA, after the page was looked up. (The
 // rings of io_uring and AIO are refused altogether.)
@@ -181,56 +192,68 @@ func pinned(pid int) bool {
 	})
 }
 
-// follow begins to follow one process.
-func (p *precopy) follow(ctx context.Context, pid int, maps []procfs.SMap) error {
-	uffd, err := lendUserfault(ctx, pid)
+// follow begins to follow one process, or what it has mapped since it is
+// followed. It stands still for that: a mapping must be watched as a whole, for
+// one that is watched in part is two, which mremap(2) does not take for one.
+func (p *precopy) follow(ctx context.Context, c *container, pid int) (err error) {
+	f, err := freezeOne(ctx, c, pid, p.log)
 	if err != nil {
 		return err
 	}
-	t, err := mem.NewTracker(pid, uffd)
+	defer func() { err = errors.Join(err, f.release(ctx)) }()
+	s := p.spaces[pid]
+	if s == nil {
+		uffd, err := f.lendUserfault(ctx, pid)
+		if err != nil {
+			return err
+		}
+		if err := fault.Point("precopy-lent"); err != nil {
+			return errors.Join(err, uffd.Close())
+		}
+		t, err := mem.NewTracker(pid, uffd)
+		if err != nil {
+			return err
+		}
+		s = &space{tracker: t}
+		p.spaces[pid] = s
+	}
+	maps, err := procfs.ReadMaps(pid)
 	if err != nil {
 		return err
 	}
-	s := &space{tracker: t}
-	p.spaces[pid] = s
-	if err := s.watch(maps); err != nil {
-		return err
-	}
-	p.size += s.size
-	return t.Protect()
+	return s.watch(maps, c.maps[pid])
 }
 
-// watch begins to watch the private anonymous mappings that hold anything.
-func (s *space) watch(maps []procfs.SMap) error {
-	for i := range maps {
-		m := &maps[i]
-		if kind, skip, err := vmaKind(m); skip || err != nil || kind != blob.VMA_ANON || m.RSS == 0 {
+// watch watches the private anonymous mappings that are known to hold anything.
+// Precondition: the process stands still.
+func (s *space) watch(maps []procfs.Mapping, known []procfs.SMap) error {
+	for _, m := range maps {
+		was := inPlace(m, known)
+		holds := uint64(0)
+		for i := range was {
+			if kind, skip, err := vmaKind(&was[i]); err == nil && !skip && kind == blob.VMA_ANON {
+				holds += was[i].RSS + was[i].Swap
+			}
+		}
+		if holds == 0 {
 			continue
 		}
 		if err := s.tracker.Watch(m.Start, m.End); err != nil {
 			return err
 		}
-		s.size += int64(m.RSS + m.Swap)
 	}
 	return nil
 }
 
-// lendUserfault makes a userfaultfd of the memory of a running process, which
-// stands still for that. One for faults in user mode needs no privilege there,
-// and WP_ASYNC serves those of the kernel all the same.
-func lendUserfault(ctx context.Context, pid int) (_ *os.File, err error) {
-	if st, err := procfs.ReadStat(pid); err != nil || st.State == 'D' { // in vfork: it can't stop
-		return nil, errors.Join(err, errs.ErrGone)
+// lendUserfault makes a userfaultfd of the memory of a process that was stopped.
+// One for faults in user mode needs no privilege there, and WP_ASYNC serves
+// those of the kernel all the same.
+func (f *frozen) lendUserfault(ctx context.Context, pid int) (*os.File, error) {
+	leader := f.attached[pid]
+	if leader == nil || leader.gone {
+		return nil, errs.ErrGone
 	}
-	t, err := tracer.Seize(pid, 0)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := t.Halt(ctx, freezeBound); err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, t.Detach(0)) }()
-	v, err := remote.Visit(ctx, t, remote.VisitOptions{})
+	v, err := remote.Visit(ctx, leader.Task, remote.VisitOptions{})
 	if err != nil {
 		return nil, err
 	}

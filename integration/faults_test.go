@@ -29,7 +29,7 @@ import (
 // running, in their order; endPoints, those of one that ends it.
 func checkpointPoints() []string {
 	return []string{
-		"surveyed", "dir-create", "visit-lent", "precopy-followed", "precopy-round", "precopied", "seized", "thawed", "stopped",
+		"surveyed", "dir-create", "visit-lent", "precopy-lent", "precopy-followed", "precopy-round", "precopied", "seized", "thawed", "stopped",
 		"visit-written", "visit-entered", "visit-masked", "visit-running", "visit-mapped",
 		"visit-batch-written", "visit-batch-done",
 		"visit-closing", "visit-unmapped", "visit-unmasked", "visit-left", "visit-erased",

@@ -86,13 +86,13 @@ func overlay(below, above []*blob.Extent) []*blob.Extent {
 	return out
 }
 
-// appendZero adds a page of zeros to the end of list.
-func appendZero(list []*blob.Extent, addr uint64) []*blob.Extent {
-	if n := len(list); n > 0 && list[n-1].Chunk == zeroChunk && extentEnd(list[n-1]) == addr {
+// appendPage adds a page of a chunk that is none to the end of list.
+func appendPage(list []*blob.Extent, addr uint64, chunk uint32) []*blob.Extent {
+	if n := len(list); n > 0 && list[n-1].Chunk == chunk && extentEnd(list[n-1]) == addr {
 		list[n-1].Pages++
 		return list
 	}
-	return append(list, &blob.Extent{Start: addr, Pages: 1, Chunk: zeroChunk})
+	return append(list, &blob.Extent{Start: addr, Pages: 1, Chunk: chunk})
 }
 
 // union returns the spans of both lists, joined where they meet.

@@ -338,7 +338,7 @@ func index(j *job, raw []byte) (ext []*blob.Extent, kept int) {
 			if !r.keepZero && string(page) == string(zeroPage[:]) {
 				last = nil
 				if j.noteZero {
-					ext = appendZero(ext, addr)
+					ext = appendPage(ext, addr, zeroChunk)
 				}
 				continue
 			}

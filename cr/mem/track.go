@@ -91,9 +91,13 @@ func (t *Tracker) Watched() []Range {
 // Watch adds the mapping [start, end), of private anonymous memory, unless it is
 // watched already. One that can't be watched is left out: it counts as written.
 func (t *Tracker) Watch(start, end uint64) error {
-	if slices.ContainsFunc(t.watched, func(w span) bool { return w.start <= start && end <= w.end }) {
+	if t.Watches(start, end) {
 		return nil
 	}
+	return t.register(start, end)
+}
+
+func (t *Tracker) register(start, end uint64) error {
 	err := sys.UFFDRegister(t.uffd, start, end, sys.UFFDWP)
 	switch {
 	case err == nil:
@@ -102,6 +106,11 @@ func (t *Tracker) Watch(start, end uint64) error {
 		return nil // gone or changed since it was listed, not writable, or the program's own userfaultfd watches it
 	}
 	return err
+}
+
+// Watches says whether [start, end) was watched when Watch was called last.
+func (t *Tracker) Watches(start, end uint64) bool {
+	return slices.ContainsFunc(t.watched, func(w span) bool { return w.start <= start && end <= w.end })
 }
 
 // Close ends it. That takes the kernel 30 ms for a GiB: the process had better
@@ -200,7 +209,7 @@ func (t *Tracker) hand(s *Saver, sharing bool, scan sys.PageScan, did func(bytes
 	}
 	each := add
 	if sharing {
-		each = func(r span) error { return s.exclusive(t.pagemap, r, add) }
+		each = func(r span) error { return t.exclusive(s, r, add) }
 	}
 	err = eachRegion(t.pagemap, scan, s.regions, func(r sys.PageRegion) error { return each(span{start: r.Start, end: r.End}) })
 	if err != nil {
@@ -236,7 +245,7 @@ func (t *Tracker) split(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion) (sa
 	})
 	if errors.Is(err, unix.EPERM) { // not watched
 		if t.goOn {
-			if err := t.Watch(v.Start, v.End); err != nil {
+			if err := t.register(v.Start, v.End); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -274,12 +283,20 @@ func (m *liveMemory) read(b []byte, spans []span) error {
 	return nil
 }
 
-// exclusive calls add for the pages of r that no other process maps.
-func (s *Saver) exclusive(pagemap *os.File, r span, add func(span) error) error {
-	return eachFrame(pagemap, r, s.frames, func(addr, entry uint64) error {
+// exclusive calls add for the pages of r that no other process maps. The others
+// are protected by now like those that are saved, so it must be noted that what
+// may have been saved of them is not what they hold.
+func (t *Tracker) exclusive(s *Saver, r span, add func(span) error) error {
+	var shared []*blob.Extent
+	err := eachFrame(t.pagemap, r, s.frames, func(addr, entry uint64) error {
 		if entry&pmPresent != 0 && entry&pmExclusive == 0 {
+			shared = appendPage(shared, addr, lostChunk)
 			return nil
 		}
 		return add(span{start: addr, end: addr + PageSize})
 	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.pass = append(t.pass, shared...)
+	return err
 }
