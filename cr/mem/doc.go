@@ -8,7 +8,8 @@
 // which the container is not needed any more, [Saver.Wait] the one at which all
 // is written. Pages are grouped in chunks of up to [ChunkSize] bytes, each
 // compressed by itself, if that pays, and with its checksum. Pages of zeros are not stored where nothing else lies beneath
-// them; pages that several address spaces share copy-on-write are stored once.
+// them; pages that several address spaces share copy-on-write, and most of those
+// with the same bytes, are stored once.
 //
 // On the way back [Pages] reads any chunk of the store, checks and decodes it. A
 // [Plan] says what each chunk's pages are needed for, and
