@@ -47,8 +47,8 @@ func TestParseFrozen(t *testing.T) {
 func TestTable(t *testing.T) {
 	var out bytes.Buffer
 	err := table(&out, []Result{
-		{Case: "both", Engine: ours, Frozen: 2 * time.Millisecond, Image: 1 << 20},
-		{Case: "both", Engine: peer, Frozen: 50 * time.Millisecond, Image: 3 << 20},
+		{Case: "both", Engine: ours, Frozen: 2 * time.Millisecond, Image: 1 << 20, Memory: 2 << 20},
+		{Case: "both", Engine: peer, Frozen: 50 * time.Millisecond, Image: 3 << 20, Memory: 3 << 20},
 		{Case: "peer only", Engine: peer, Restore: time.Second},
 	})
 	if err != nil {
@@ -59,7 +59,7 @@ func TestTable(t *testing.T) {
 		lines = append(lines, strings.Fields(line))
 	}
 	both := strings.Join(lines[1], " ")
-	if !strings.HasPrefix(both, "both 2.0 50.0 25.0x ") || !strings.HasSuffix(both, " 1.00 3.00 3.0x") {
+	if !strings.HasPrefix(both, "both 2.0 50.0 25.0x ") || !strings.HasSuffix(both, " 1.00 3.00 3.0x 2.00 3.00 1.5x") {
 		t.Errorf("line of both: %s", both)
 	}
 	if got := strings.Join(lines[2], " "); !strings.Contains(got, "- 1000.0 -") {

@@ -6,6 +6,7 @@
 //	checkpoint  stasis checkpoint --leave-running, from start to end
 //	restore     stasis restore --detach, from start to end
 //	image       bytes of all files of the image
+//	memory      the most memory that the engine had resident, in either
 //
 // Every figure is the median of n rounds. The engines take turns within a round,
 // and memory is warmed up before each: in a virtual machine the first touch of a
@@ -49,6 +50,7 @@ type options struct {
 	dir    string
 	stasis string
 	peer   bool
+	warm   int // only warm up so many MiB
 }
 
 func parse(args []string, errs io.Writer) (options, error) {
@@ -64,6 +66,7 @@ func parse(args []string, errs io.Writer) (options, error) {
 	f.StringVar(&o.dir, "dir", "/dev/shm", "folder for containers and images; best a tmpfs")
 	f.StringVar(&o.stasis, "stasis", "", "the stasis command; built from source if empty")
 	f.BoolVar(&o.peer, "peer", true, "measure runc with CRIU, too, if it is on PATH and works")
+	f.IntVar(&o.warm, warmFlag, 0, "only touch so many `MiB` of memory: what the rounds do in a process apart")
 	err := f.Parse(args)
 	if err == nil && o.rounds < 1 {
 		err = errors.New("-n must be at least 1")
@@ -75,6 +78,9 @@ func run(ctx context.Context, args []string, out, errs io.Writer) (err error) {
 	o, err := parse(args, errs)
 	if err != nil {
 		return err
+	}
+	if o.warm > 0 {
+		return warm(o.warm)
 	}
 	dir, err := os.MkdirTemp(o.dir, "stasis-bench-")
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -59,7 +60,7 @@ func (s size) args() []string {
 // sample is one round of one engine.
 type sample struct {
 	frozen, seen, checkpoint, restore time.Duration
-	image                             int64
+	image, memory                     int64
 }
 
 // Result is one engine's medians for one case. Times are nanoseconds.
@@ -72,6 +73,7 @@ type Result struct {
 	Checkpoint time.Duration `json:"checkpoint_ns"`
 	Restore    time.Duration `json:"restore_ns"`
 	Image      int64         `json:"image_bytes"`
+	Memory     int64         `json:"memory_bytes"`
 }
 
 type bench struct {
@@ -138,6 +140,7 @@ func summary(name, engine string, all []sample) Result {
 		Checkpoint: median(all, func(s sample) time.Duration { return s.checkpoint }),
 		Restore:    median(all, func(s sample) time.Duration { return s.restore }),
 		Image:      median(all, func(s sample) int64 { return s.image }),
+		Memory:     median(all, func(s sample) int64 { return s.memory }),
 	}
 }
 
@@ -156,7 +159,7 @@ func median[T int64 | time.Duration](all []sample, of func(sample) T) T {
 func (b *bench) once(ctx context.Context, e engine, s size) (got sample, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	if err := warm(2*s.mib + 256); err != nil {
+	if err := warmApart(ctx, 2*s.mib+256); err != nil {
 		return got, err
 	}
 	b.serial++
@@ -191,7 +194,7 @@ func (b *bench) once(ctx context.Context, e engine, s size) (got sample, err err
 	if err := bx.Restore(ctx, image); err != nil {
 		return got, err
 	}
-	got.restore = time.Since(start)
+	got.restore, got.memory = time.Since(start), bx.Peak
 	return got, bx.Go(ctx)
 }
 
@@ -240,6 +243,22 @@ func bytesIn(dir string) (int64, error) {
 		sum += info.Size()
 	}
 	return sum, nil
+}
+
+// warmFlag makes this program a process that only warms up.
+const warmFlag = "warm-up-mib"
+
+// warmApart warms up in a process of its own: children inherit our peak of
+// memory, and theirs is measured.
+func warmApart(ctx context.Context, mib int) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if out, err := exec.CommandContext(ctx, self, "-"+warmFlag, strconv.Itoa(mib)).CombinedOutput(); err != nil {
+		return fmt.Errorf("warm up: %w: %s", err, out)
+	}
+	return nil
 }
 
 // warm makes the host back so much memory, and gives it back to our kernel.

@@ -25,6 +25,7 @@ func columns() []column {
 		of("checkpoint", func(r Result) time.Duration { return r.Checkpoint }),
 		of("restore", func(r Result) time.Duration { return r.Restore }),
 		{"image", func(r Result) float64 { return float64(r.Image) }, func(r Result) string { return mebis(r.Image) }},
+		{"memory", func(r Result) float64 { return float64(r.Memory) }, func(r Result) string { return mebis(r.Memory) }},
 	}
 }
 
@@ -55,7 +56,7 @@ func table(w io.Writer, results []Result) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(w, "times in ms, image in MiB; ratio: the peer's figure divided by ours")
+	_, err := fmt.Fprintln(w, "times in ms, image and memory in MiB; ratio: the peer's figure divided by ours")
 	return err
 }
 

@@ -33,6 +33,10 @@ type Box struct {
 	Engine Engine
 	PID    int // of the container's first process, in our namespace
 
+	// Peak is the most memory, in bytes, that a command of Save and what it waited
+	// for have used: see getrusage(2), and that they inherit our own peak.
+	Peak int64
+
 	dir  string
 	out  output
 	pipe *os.File
@@ -140,6 +144,7 @@ func (b *Box) detached(cmd *exec.Cmd) error {
 		return err
 	}
 	err = errors.Join(cmd.Run(), w.Close())
+	b.notePeak(cmd)
 	if err != nil {
 		return fmt.Errorf("%s: %w: %s", filepath.Base(cmd.Path), err, brief(b.Output()))
 	}
@@ -167,7 +172,19 @@ func (b *Box) save(ctx context.Context, args ...string) *exec.Cmd {
 // Checkpoint writes an image to folder image. Flags are those of runc checkpoint.
 func (b *Box) Checkpoint(ctx context.Context, image string, flags ...string) error {
 	args := append([]string{"checkpoint", "--image-path", image, "--work-path", image}, flags...)
-	return command(b.save(ctx, append(args, b.ID)...))
+	cmd := b.save(ctx, append(args, b.ID)...)
+	defer b.notePeak(cmd)
+	return command(cmd)
+}
+
+// notePeak takes the peak of a command that has ended.
+func (b *Box) notePeak(cmd *exec.Cmd) {
+	if cmd.Path != b.Engine.Save || cmd.ProcessState == nil {
+		return
+	}
+	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		b.Peak = max(b.Peak, u.Maxrss<<10)
+	}
 }
 
 // Check asks the engine whether the container can be checkpointed.
