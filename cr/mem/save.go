@@ -183,10 +183,10 @@ func (s *Saver) File(f *os.File, c *blob.Contents) error {
 		if end <= data {
 			break
 		}
-		if err := b.add(span{start: uint64(data) &^ (PageSize - 1), end: (uint64(end) + PageSize - 1) &^ (PageSize - 1)}); err != nil {
+		at = (end + PageSize - 1) &^ (PageSize - 1)
+		if err := b.add(span{start: uint64(data) &^ (PageSize - 1), end: uint64(at)}); err != nil {
 			return err
 		}
-		at = (end + PageSize - 1) &^ (PageSize - 1)
 	}
 	return b.flush()
 }
