@@ -3,6 +3,8 @@
 package integration
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -124,6 +126,11 @@ func damages() []damage {
 			damage{file + " flipped in the middle", flip(file, func(n int) int { return n / 2 }), ""},
 		)
 	}
+	for i := range 6 {
+		for _, file := range []string{"state.img", "pages.img"} {
+			list = append(list, damage{fmt.Sprintf("%s flipped anywhere, %d", file, i), flip(file, rand.IntN), ""})
+		}
+	}
 	return append(list, damage{"state.img flipped at the end", flip("state.img", func(n int) int { return n - 1 }), ""})
 }
 
@@ -149,7 +156,9 @@ func flip(file string, at func(int) int) func(*testing.T, string) {
 	return func(t *testing.T, image string) {
 		t.Helper()
 		change(t, filepath.Join(image, file), func(b []byte) []byte {
-			b[at(len(b))] ^= 0x10
+			i := at(len(b))
+			t.Logf("%s: byte %d changed", file, i)
+			b[i] ^= 0x10
 			return b
 		})
 	}
@@ -177,8 +186,8 @@ func editHost(t *testing.T, image string, f func(*blob.Host)) {
 }
 
 // TestFaultImage restores images that are damaged or not for this host: each is
-// refused in one line, and nothing is left. The image that they were made from
-// is good.
+// refused in one line, and nothing is left. To verify finds the damage, too. The
+// image that they were made from is good.
 func TestFaultImage(t *testing.T) {
 	harness.NeedRoot(t)
 	e := box.Engine{Runtime: objectRuntime(t), Save: harness.Build(t).Stasis}
@@ -199,8 +208,13 @@ func TestFaultImage(t *testing.T) {
 				t.Errorf("stderr names no reason: %q", o.stderr)
 			}
 			r.gone()
+			foreign := strings.HasPrefix(d.name, "foreign") && d.why != "65536" // whole, but not for this host
+			if o := r.run("", r.Engine.Save, "verify", image); o.killed || (o.status == 0) != foreign {
+				t.Errorf("verify: exit %d, killed %v: %s", o.status, o.killed, o.stderr)
+			}
 		})
 	}
+	r.must(r.run("", r.Engine.Save, "verify", good))
 	r.must(r.load("", good))
 	r.progress()
 }

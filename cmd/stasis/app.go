@@ -24,10 +24,11 @@ type engine struct {
 	checkpoint func(context.Context, cr.CheckpointOptions) (cr.Stats, error)
 	restore    func(context.Context, cr.RestoreOptions) (int, error)
 	check      func(context.Context, cr.CheckpointOptions) ([]error, error)
+	verify     func(context.Context, cr.VerifyOptions) (cr.Verified, error)
 }
 
 func realEngine() engine {
-	return engine{checkpoint: cr.Checkpoint, restore: cr.Restore, check: cr.Check}
+	return engine{checkpoint: cr.Checkpoint, restore: cr.Restore, check: cr.Check, verify: cr.Verify}
 }
 
 // command is one of our own verbs.
@@ -47,6 +48,7 @@ func (a *app) commands(g *global) []*command {
 		a.restoreCommand(g),
 		a.checkCommand(g),
 		a.inspectCommand(g),
+		a.verifyCommand(),
 		a.versionCommand(),
 	}
 }

@@ -59,7 +59,8 @@ func newFake(t *testing.T) *fake {
 			f.restored = &o
 			return f.status, f.err
 		},
-		check: func(context.Context, cr.CheckpointOptions) ([]error, error) { return f.obstacles, f.err },
+		check:  func(context.Context, cr.CheckpointOptions) ([]error, error) { return f.obstacles, f.err },
+		verify: cr.Verify,
 	}
 	f.exec = func(path string, argv, env []string) error {
 		cmd := exec.CommandContext(t.Context(), path, argv[1:]...)
@@ -379,6 +380,10 @@ func TestUsage(t *testing.T) {
 		{args: "checkpoint --manage-cgroups-mode no id", status: 1, err: "want soft, full, strict, ignore"},
 		{args: "inspect", status: 1, err: `"inspect" requires exactly 1 argument(s)`},
 		{args: "inspect /nowhere", status: 1, err: "no such file"},
+		{args: "verify", status: 1, err: `"verify" requires exactly 1 argument(s)`},
+		{args: "verify /nowhere", status: 1, err: "no such file"},
+		{args: "help verify", out: "every byte"},
+		{args: "checkpoint --compress lz4 id", status: 1, err: `invalid value "lz4" for --compress: want none, s2, zstd`},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			f := newFake(t)

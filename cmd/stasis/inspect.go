@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -144,9 +146,44 @@ func (v *view) sizes(w io.Writer, stateSize int64) {
 		fmt.Fprintf(w, ", tmpfs %s in %s", size(tmpfs), count(n, "mount"))
 	}
 	fmt.Fprintln(w)
+	v.packing(w)
 	for _, t := range v.img.Namespaces.GetTmpfs() {
 		fmt.Fprintf(w, "tmpfs\t%s, %s\n", printable(t.GetMountpoint()), size(t.GetSize()))
 	}
+}
+
+// packing prints what each codec made of the pages, and how many pages are needed
+// for each that is stored.
+func (v *view) packing(w io.Writer) {
+	raw, stored := map[blob.Chunk_Codec]uint64{}, map[blob.Chunk_Codec]uint64{}
+	var all uint64
+	for _, c := range v.img.Pages.GetChunks() {
+		raw[c.GetCodec()] += uint64(c.GetRaw())
+		stored[c.GetCodec()] += uint64(c.GetStored())
+		all += uint64(c.GetRaw())
+	}
+	if all == 0 {
+		return
+	}
+	fmt.Fprintf(w, "pages\t%s stored as %s (%d %%)", size(all), size(v.img.Pages.GetSize()), v.img.Pages.GetSize()*100/all)
+	for _, codec := range slices.Sorted(maps.Keys(raw)) {
+		fmt.Fprintf(w, ", %s %s as %s", strings.ToLower(codec.String()), size(raw[codec]), size(stored[codec]))
+	}
+	if shared := v.needed() - min(all, v.needed()); shared > 0 {
+		fmt.Fprintf(w, "; %s more are the same as others", size(shared))
+	}
+	fmt.Fprintln(w)
+}
+
+// needed is how many bytes of pages a restore puts back.
+func (v *view) needed() (n uint64) {
+	for _, m := range v.img.MMs {
+		n += saved(m.GetExtents())
+	}
+	for _, c := range v.img.Contents {
+		n += saved(c.GetExtents())
+	}
+	return n
 }
 
 // policies names what the checkpoint allowed.

@@ -50,6 +50,26 @@ func TestInspectText(t *testing.T) {
 	}
 }
 
+// TestInspectPacking: codecs are told apart, and pages that are needed twice from
+// those that are stored.
+func TestInspectPacking(t *testing.T) {
+	img := dirtest.Image(t)
+	img.Pages = &blob.PageStore{File: "p", Size: 4096 + 1000 + 24, Chunks: []*blob.Chunk{
+		{Raw: 4096, Stored: 4096}, {Raw: 8192, Stored: 1000, Codec: blob.Chunk_S2}, {Raw: 8192, Stored: 24, Codec: blob.Chunk_ZSTD},
+	}}
+	img.MMs[0].Extents = []*blob.Extent{{Pages: 5}, {Pages: 2}}
+	img.MMs[1].Extents = nil
+	var b bytes.Buffer
+	if err := inspectText(&b, img, 1, false); err != nil {
+		t.Fatal(err)
+	}
+	want := "20.0 KiB stored as 5.0 KiB (25 %), raw 4.0 KiB as 4.0 KiB, s2 8.0 KiB as 1000 B, zstd 8.0 KiB as 24 B; " +
+		"8.0 KiB more are the same as others\n"
+	if !strings.Contains(b.String(), want) {
+		t.Errorf("%s\nwant %s", b.String(), want)
+	}
+}
+
 func TestInspectJSON(t *testing.T) {
 	var b bytes.Buffer
 	if err := inspectJSON(&b, dirtest.Image(t)); err != nil {

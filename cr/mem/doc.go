@@ -7,13 +7,14 @@
 // own memory does not grow with the container's. [Saver.Read] is the moment from
 // which the container is not needed any more, [Saver.Wait] the one at which all
 // is written. Pages are grouped in chunks of up to [ChunkSize] bytes, each
-// compressed by itself, if that pays, and with its checksum. Pages of zeros are not stored where nothing else lies beneath
-// them; pages that several address spaces share copy-on-write are stored once.
+// compressed by itself, if that pays, and with its checksum. Pages of zeros are
+// not stored where nothing else lies beneath them; pages that several address
+// spaces share copy-on-write, and most of those with the same bytes, are stored
+// once.
 //
 // On the way back [Pages] reads any chunk of the store, checks and decodes it. A
-// [Plan] says what each chunk's pages are needed for, and
-// [Plan.Fill] reads every chunk once, checks it, and hands it to all who need
-// it.
+// [Plan] says what each chunk's pages are needed for, and [Plan.Fill] reads every
+// chunk once and hands it to all who need it.
 package mem
 
 import "runtime"

@@ -6,7 +6,6 @@ import (
 	"os"
 	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/stasis-cr/stasis/cr/blob"
@@ -64,29 +63,12 @@ func (p *Plan) Progress() (done, total int64) { return p.done.Load(), p.bytes }
 // Fill reads each chunk that is wanted once, checks it and puts its pages. pages
 // is of the store that the plan was made for.
 func (p *Plan) Fill(ctx context.Context, pages *Pages) error {
-	group, ctx := errgroup.WithContext(ctx)
-	next := atomic.Int64{}
-	for range workers() {
-		group.Go(func() error {
-			buf := make([]byte, ChunkSize)
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= len(p.uses) {
-					return nil
-				}
-				if len(p.uses[i]) == 0 {
-					continue
-				}
-				if ctx.Err() != nil {
-					return context.Cause(ctx)
-				}
-				if err := p.fillChunk(pages, i, buf); err != nil {
-					return err
-				}
-			}
-		})
-	}
-	return group.Wait()
+	return spread(ctx, len(p.uses), func(i int, buf []byte) error {
+		if len(p.uses[i]) == 0 {
+			return nil
+		}
+		return p.fillChunk(pages, i, buf)
+	})
 }
 
 func (p *Plan) fillChunk(pages *Pages, i int, buf []byte) error {

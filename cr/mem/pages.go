@@ -1,12 +1,15 @@
 package mem
 
 import (
+	"context"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/errs"
@@ -105,4 +108,35 @@ func (p *Pages) decode(c *blob.Chunk, stored, raw []byte) error {
 		return fmt.Errorf("not %d bytes by %s (%w): %w", c.Raw, c.Codec, err, errs.ErrCorrupt)
 	}
 	return nil
+}
+
+// Check reads every chunk and tells each what became of it; what each answers
+// ends the check. Several goroutines call it at once.
+func (p *Pages) Check(ctx context.Context, each func(i int, err error) error) error {
+	return spread(ctx, p.Len(), func(i int, buf []byte) error {
+		_, err := p.Chunk(i, buf)
+		return each(i, err)
+	})
+}
+
+// spread calls f for each of n chunks, by several workers that each have a buffer
+// of their own. The first error ends it.
+func spread(ctx context.Context, n int, f func(i int, buf []byte) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range min(workers(), n) {
+		group.Go(func() error {
+			buf := make([]byte, ChunkSize)
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				if err := f(i, buf); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }

@@ -2,6 +2,7 @@ package mem
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -31,7 +32,9 @@ func prose(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	for at := 0; at < n; at += PageSize {
 		copy(b[at:], song.Bytes())
-		copy(b[at:], fmt.Sprintf("%d, page %d", seed, at/PageSize))
+		for line := at; line+8 <= min(n, at+PageSize); line += 64 {
+			binary.LittleEndian.PutUint64(b[line:], seed<<40|uint64(at))
+		}
 	}
 	return b
 }

@@ -62,8 +62,9 @@ type job struct {
 	src      source
 	spans    []span
 	pages    int
-	list     *[]*blob.Extent
+	alone    bool // each page is stored for itself
 	noteZero bool // zeros get an extent, of zeroChunk
+	list     *[]*blob.Extent
 
 	buf    []byte // lent by the pool; holds the pages once filled
 	filled bool   // read, and on its way to be written
@@ -179,7 +180,9 @@ func (s *Saver) refer(list *[]*blob.Extent, addr uint64, from frameOwner) {
 // File saves the bytes of f, which stays the caller's and must stay open until
 // Read or Close; its position is not used. c's extents are complete after Wait.
 func (s *Saver) File(f *os.File, c *blob.Contents) error {
-	b := &batcher{saver: s, job: job{src: fileBytes{f}, list: &c.Extents}}
+	// A reader counts the pages of contents: it fills them outside of the
+	// container's memory limit, so there must be as many as are stored.
+	b := &batcher{saver: s, job: job{src: fileBytes{f}, alone: true, list: &c.Extents}}
 	size := int64(c.Size)
 	for at := int64(0); at < size; {
 		data, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
@@ -197,10 +200,10 @@ func (s *Saver) File(f *os.File, c *blob.Contents) error {
 		if end <= data {
 			break
 		}
-		if err := b.add(span{start: uint64(data) &^ (PageSize - 1), end: (uint64(end) + PageSize - 1) &^ (PageSize - 1)}); err != nil {
+		at = (end + PageSize - 1) &^ (PageSize - 1)
+		if err := b.add(span{start: uint64(data) &^ (PageSize - 1), end: uint64(at)}); err != nil {
 			return err
 		}
-		at = (end + PageSize - 1) &^ (PageSize - 1)
 	}
 	return b.flush()
 }
@@ -300,60 +303,126 @@ func (s *Saver) fill(j *job) error {
 
 // keep stores what must be stored of a job's pages.
 func (s *Saver) keep(j *job) error {
-	raw := j.buf[:j.pages*PageSize]
-	ext, kept := index(j, raw)
-	if kept > 0 {
-		put := s.store.Put
+	p, err := pack(j, s.store)
+	if err != nil {
+		return err
+	}
+	if p.kept > 0 {
+		put := s.store.put
 		if j.plain {
-			put = s.store.PutRaw
+			put = s.store.putRaw
 		}
-		chunk, err := put(raw[:kept*PageSize])
-		if err != nil {
+		if err := put(p.chunk, p.raw[:p.kept*PageSize]); err != nil {
 			return err
-		}
-		for _, e := range ext {
-			if inStore(e) {
-				e.Chunk = chunk
-			}
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	*j.list = append(*j.list, ext...)
+	*j.list = append(*j.list, p.extents...)
 	s.extents[j.list] = struct{}{}
 	return nil
 }
 
 var zeroPage [PageSize]byte
 
-// index drops the pages of zeros from raw, closing the gaps, and returns the
-// extents of what is left and how many pages that is.
-func index(j *job, raw []byte) (ext []*blob.Extent, kept int) {
-	at := 0
+// packer brings the pages of a job that must be stored to the front of its
+// buffer, and notes where each page is going to be.
+type packer struct {
+	store   *Store
+	raw     []byte
+	kept    int    // pages at the front of raw
+	chunk   uint32 // of those; given out with the first
+	extents []*blob.Extent
+}
+
+// pack drops pages of zeros, and those that the store has already.
+func pack(j *job, store *Store) (*packer, error) {
+	p := &packer{store: store, raw: j.buf[:j.pages*PageSize]}
+	back := store.lend()
+	defer store.giveBack(back)
+	rest := p.raw
 	for _, r := range j.spans {
-		var last *blob.Extent
 		for addr := r.start; addr < r.end; addr += PageSize {
-			page := raw[at*PageSize : (at+1)*PageSize]
-			at++
-			if !r.keepZero && string(page) == string(zeroPage[:]) {
-				last = nil
+			page := rest[:PageSize]
+			rest = rest[PageSize:]
+			switch {
+			case !r.keepZero && string(page) == string(zeroPage[:]):
 				if j.noteZero {
-					ext = appendPage(ext, addr, zeroChunk)
+					p.extents = appendPage(p.extents, addr, zeroChunk)
 				}
-				continue
+			case j.alone:
+				at := p.next()
+				p.keep(page, at)
+				p.note(addr, at)
+			default:
+				at, err := p.place(page, back)
+				if err != nil {
+					return nil, fmt.Errorf("page store: compare with chunk %d: %w", at.chunk, err)
+				}
+				p.note(addr, at)
 			}
-			if kept != at-1 {
-				copy(raw[kept*PageSize:], page)
-			}
-			if last == nil {
-				last = &blob.Extent{Start: addr, Page: uint32(kept)}
-				ext = append(ext, last)
-			}
-			last.Pages++
-			kept++
 		}
 	}
-	return ext, kept
+	return p, nil
+}
+
+// place is where a page with the same bytes is stored, or else its own.
+func (p *packer) place(page []byte, back *readBack) (slot, error) {
+	print := fingerprint(page)
+	at, met := p.store.twins.meet(print, p)
+	if !met {
+		p.keep(page, at)
+		return at, nil
+	}
+	same, err := p.same(at, page, back)
+	switch {
+	case err != nil:
+		return at, err
+	case same:
+		p.store.worth.twins.Add(1)
+	default:
+		at = p.next()
+		p.keep(page, at)
+	}
+	p.store.twins.remember(print, at)
+	return at, nil
+}
+
+// same says whether the page at a slot has these bytes.
+func (p *packer) same(at slot, page []byte, back *readBack) (bool, error) {
+	if p.kept > 0 && at.chunk == p.chunk { // in this very buffer
+		return string(p.raw[at.page*PageSize:(at.page+1)*PageSize]) == string(page), nil
+	}
+	return back.same(at, page)
+}
+
+// next is the next place of the job's own chunk.
+func (p *packer) next() slot {
+	if p.kept == 0 {
+		p.chunk = p.store.reserve()
+	}
+	return slot{p.chunk, uint32(p.kept)}
+}
+
+// keep brings a page to the next place, where it is already if nothing was
+// dropped yet.
+func (p *packer) keep(page []byte, at slot) {
+	if to := p.raw[at.page*PageSize:]; &to[0] != &page[0] {
+		copy(to, page)
+	}
+	p.kept++
+}
+
+// note adds a page to the extents.
+func (p *packer) note(addr uint64, at slot) {
+	if n := len(p.extents); n > 0 {
+		l := p.extents[n-1]
+		if l.Start+uint64(l.Pages)*PageSize == addr && l.Chunk == at.chunk && l.Page+l.Pages == at.page {
+			l.Pages++
+			return
+		}
+	}
+	p.extents = append(p.extents, &blob.Extent{Start: addr, Pages: 1, Chunk: at.chunk, Page: at.page})
 }
 
 func sortExtents(l []*blob.Extent) {

@@ -308,14 +308,15 @@ func TestSaverFails(t *testing.T) {
 	}
 }
 
-// FuzzIndex: what is dropped are zeros, what is kept is in its place.
-func FuzzIndex(f *testing.F) {
-	f.Add([]byte{1, 0, 1, 2, 0}, true)
-	f.Fuzz(func(t *testing.T, marks []byte, keepZero bool) {
+// FuzzPack: what is dropped are zeros and pages that are stored, what is kept is
+// in its place, and everything is where its extent says.
+func FuzzPack(f *testing.F) {
+	f.Add([]byte{1, 0, 1, 2, 0, 0x81, 0x82}, true, false)
+	f.Add([]byte{1, 0, 1, 2, 0, 0x81, 0x82}, false, true)
+	f.Fuzz(func(t *testing.T, marks []byte, keepZero, alone bool) {
 		marks = marks[:min(len(marks), 64)]
-		j := &job{}
-		raw := make([]byte, len(marks)*PageSize)
-		want := map[uint64]byte{}
+		j := &job{buf: make([]byte, len(marks)*PageSize), pages: len(marks), alone: alone}
+		want, kinds := map[uint64]byte{}, map[byte]bool{}
 		at := uint64(0)
 		for i, m := range marks {
 			if m&0x80 != 0 {
@@ -326,20 +327,24 @@ func FuzzIndex(f *testing.F) {
 			} else {
 				j.spans = append(j.spans, span{at, at + PageSize, keepZero})
 			}
-			raw[i*PageSize+17] = m & 0x7f
+			j.buf[i*PageSize] = m & 0x7f
 			if m&0x7f != 0 || keepZero {
-				want[at] = m & 0x7f
+				want[at], kinds[m&0x7f] = m&0x7f, true
 			}
 			at += PageSize
 		}
-		ext, kept := index(j, raw)
-		if kept != len(want) {
-			t.Fatalf("kept %d pages, want %d", kept, len(want))
+		stored := len(kinds)
+		if alone {
+			stored = len(want)
 		}
-		for _, e := range ext {
+		p, err := pack(j, NewStore(nil, StoreOptions{}))
+		if err != nil || p.kept != stored || len(p.store.chunks) != min(1, stored) {
+			t.Fatalf("kept %d pages, want %d, in %d chunks: %v", p.kept, stored, len(p.store.chunks), err)
+		}
+		for _, e := range p.extents {
 			for i := range uint64(e.Pages) {
 				m, ok := want[e.Start+i*PageSize]
-				if !ok || raw[(uint64(e.Page)+i)*PageSize+17] != m {
+				if !ok || int(e.Page)+int(i) >= stored || p.raw[(uint64(e.Page)+i)*PageSize] != m {
 					t.Fatalf("page at %x is wrong", e.Start+i*PageSize)
 				}
 				delete(want, e.Start+i*PageSize)

@@ -49,15 +49,21 @@ type Store struct {
 	enc  *encoder
 	pool pool // of the savers
 
-	mu      sync.Mutex
-	size    uint64
-	chunks  []*blob.Chunk
+	twins *twins // pages that are stored
+	worth worth
+	back  *Pages    // what is stored, to compare with; without an index
+	backs sync.Pool // *readBack
+
+	mu     sync.Mutex
+	size   uint64
+	chunks []*blob.Chunk
+
 	parents []*blob.ParentStore
 }
 
-// NewStore writes to f, which stays the caller's.
+// NewStore writes to f, which is open for reading, too, and stays the caller's.
 func NewStore(f *os.File, o StoreOptions) *Store {
-	s := &Store{f: f, enc: newEncoder(o.Codec)}
+	s := &Store{f: f, enc: newEncoder(o.Codec), twins: newTwins(), back: OpenPages(nil, f)}
 	if o.Parent != nil {
 		s.chunks, s.parents = o.Parent.chunks, o.Parent.stores
 	}
@@ -74,7 +80,11 @@ func (s *Store) Put(raw []byte) (uint32, error) {
 // PutRaw is Put for who can't wait for a compressor.
 func (s *Store) PutRaw(raw []byte) (uint32, error) {
 	i := s.reserve()
-	return i, s.write(i, raw, len(raw), blob.Chunk_RAW)
+	return i, s.putRaw(i, raw)
+}
+
+func (s *Store) putRaw(i uint32, raw []byte) error {
+	return s.write(i, raw, len(raw), blob.Chunk_RAW)
 }
 
 // reserve gives out the index of a chunk that is going to be put. Until then
@@ -99,17 +109,36 @@ func (s *Store) put(i uint32, raw []byte) error {
 
 // write appends the stored bytes of a chunk.
 func (s *Store) write(i uint32, stored []byte, raw int, codec blob.Chunk_Codec) error {
-	sum := crc32.Checksum(stored, castagnoli)
+	c := &blob.Chunk{Stored: uint32(len(stored)), Raw: uint32(raw), Codec: codec, Crc: crc32.Checksum(stored, castagnoli)}
 	s.mu.Lock()
-	at := s.size
+	c.Offset = s.size
 	s.size += uint64(len(stored))
-	s.chunks[i] = &blob.Chunk{Offset: at, Stored: uint32(len(stored)), Raw: uint32(raw), Codec: codec, Crc: sum}
 	s.mu.Unlock()
-	if _, err := s.f.WriteAt(stored, int64(at)); err != nil {
+	if _, err := s.f.WriteAt(stored, int64(c.Offset)); err != nil {
 		return fmt.Errorf("page store: %w", err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.chunks[i] = c // not before it can be read
 	return nil
 }
+
+// chunk is what is known of a chunk: nothing if it is not written yet.
+func (s *Store) chunk(i uint32) *blob.Chunk {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.chunks[i]
+}
+
+// lend lends a reader of what is stored.
+func (s *Store) lend() *readBack {
+	if b, ok := s.backs.Get().(*readBack); ok {
+		return b
+	}
+	return newReadBack(s)
+}
+
+func (s *Store) giveBack(b *readBack) { s.backs.Put(b) }
 
 // Size is what the store holds so far, in bytes.
 func (s *Store) Size() int64 {

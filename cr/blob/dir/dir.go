@@ -25,33 +25,42 @@ type Dir struct {
 // wrap errs.ErrNotImage, errs.ErrVersion or errs.ErrCorrupt, or are the file
 // system's.
 func Open(path string) (*Dir, error) {
-	root, err := os.OpenRoot(path)
+	d, err := OpenState(path)
 	if err != nil {
-		return nil, fmt.Errorf("image directory: %w", err)
+		return nil, err
 	}
-	d, err := open(path, root)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("image directory %s: %w", path, err), root.Close())
+	if err := d.checkFiles(); err != nil {
+		return nil, errors.Join(fmt.Errorf("image directory %s: %w", path, err), d.Close())
 	}
 	return d, nil
 }
 
-func open(path string, root *os.Root) (*Dir, error) {
+// OpenState is Open for who looks for damage: it reads and checks state.img only.
+// The files that it names may be missing, or have another size.
+func OpenState(path string) (*Dir, error) {
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, fmt.Errorf("image directory: %w", err)
+	}
 	img, err := readState(root)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(fmt.Errorf("image directory %s: %w", path, err), root.Close())
 	}
-	d := &Dir{path: path, root: root, img: img}
-	for _, n := range named(img) {
+	return &Dir{path: path, root: root, img: img}, nil
+}
+
+// checkFiles looks at every file that the image names.
+func (d *Dir) checkFiles() error {
+	for _, n := range named(d.img) {
 		f, err := d.Open(n.name)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if err := f.Close(); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return d, nil
+	return nil
 }
 
 // readState reads and validates state.img.
@@ -87,23 +96,39 @@ func (d *Dir) Image() *blob.Image { return d.img }
 // Open opens a file that the image names, for reading. The caller closes it.
 // Other files are none of the checkpoint's: they are refused.
 func (d *Dir) Open(name string) (*os.File, error) {
+	f, size, err := d.open(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := (namedFile{name, size}).check(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// OpenAsIs is Open for who looks for damage: the size may be another than it
+// should be, which sized, if it is not nil, says.
+func (d *Dir) OpenAsIs(name string) (f *os.File, sized, err error) {
+	f, size, err := d.open(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	return f, (namedFile{name, size}).check(f), nil
+}
+
+// open also returns the size that the file should have.
+func (d *Dir) open(name string) (*os.File, uint64, error) {
 	for _, n := range named(d.img) {
 		if n.name != name {
 			continue
 		}
 		f, _, err := openRegular(d.root, name)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s is missing: %w", name, errs.ErrCorrupt)
+			err = fmt.Errorf("%s is missing: %w", name, errs.ErrCorrupt)
 		}
-		if err != nil {
-			return nil, err
-		}
-		if err := n.check(f); err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
-		return f, nil
+		return f, n.size, err
 	}
-	return nil, fmt.Errorf("%q is not part of the checkpoint: %w", name, fs.ErrNotExist)
+	return nil, 0, fmt.Errorf("%q is not part of the checkpoint: %w", name, fs.ErrNotExist)
 }
 
 // Digest names a checkpoint: the sha256 of its state.img, which holds the
@@ -151,16 +176,25 @@ func (d *Dir) Stores() (files []*os.File, err error) {
 	}
 	files = append(files, own)
 	for _, p := range d.img.Pages.GetParents() {
-		f, err := d.parent(p)
+		f, err := d.Parent(p)
 		if err != nil {
-			return files, fmt.Errorf("the earlier checkpoint %s, which this one needs: %w", p.Dir, err)
+			return files, err
 		}
 		files = append(files, f)
 	}
 	return files, nil
 }
 
-// parent opens the page store of an earlier checkpoint.
+// Parent opens the page store of one of the earlier checkpoints that the image
+// names. The caller closes it.
+func (d *Dir) Parent(p *blob.ParentStore) (*os.File, error) {
+	f, err := d.parent(p)
+	if err != nil {
+		return nil, fmt.Errorf("the earlier checkpoint %s, which this one needs: %w", p.Dir, err)
+	}
+	return f, nil
+}
+
 func (d *Dir) parent(p *blob.ParentStore) (*os.File, error) {
 	root, err := os.OpenRoot(d.path + "/" + p.Dir) // not cleaned: the directory's own name may be a link
 	if err != nil {
