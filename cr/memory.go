@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +14,7 @@ import (
 	"github.com/stasis-cr/stasis/cr/mem"
 	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/remote"
+	"github.com/stasis-cr/stasis/cr/sys"
 )
 
 // memory is the memory of all members between being mapped and being filled.
@@ -79,7 +81,23 @@ func (r *restorer) mapMember(ctx context.Context, m *member) error {
 	}
 	r.memory.targets = append(r.memory.targets, target)
 	r.memory.plan.Want(m.mm.Extents, target)
+	r.watchMember(ctx, m, target)
 	return nil
+}
+
+// watchMember has a userfaultfd fill the memory of a member, where that pays and
+// the kernel can: it is faster, not better.
+func (r *restorer) watchMember(ctx context.Context, m *member, target *mem.TaskTarget) {
+	regions := mem.Watchable(m.mm)
+	if len(regions) == 0 {
+		return
+	}
+	uffd, err := mem.OpenUserfault(ctx, m.own, r.channel, sys.UFFDUserModeOnly, 0)
+	if err != nil {
+		r.log.Debug("memory is filled without a userfaultfd", slog.Int("pid", int(m.rec.Pid)), slog.Any("why", err))
+		return
+	}
+	target.Watch(uffd, regions)
 }
 
 // mapVMAs makes the mappings, a few files at a time.

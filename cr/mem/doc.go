@@ -10,7 +10,7 @@
 //
 // On the way back a [Plan] says what each chunk's pages are needed for, and
 // [Plan.Fill] reads every chunk once, checks it, and hands it to all who need
-// it.
+// it: for the memory of a task that is a [TaskTarget].
 package mem
 
 // PageSize is the only page size of the architectures that the engine knows.
