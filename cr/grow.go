@@ -25,6 +25,8 @@ type member struct {
 	exe     uint32 // file id of the program it runs; 0: the blank's own
 	own     *remote.Owned
 	threads []*worker // the leader first
+	lacks   lack      // of its memory, once it is mapped
+	filled  bool      // its memory is complete
 	left    bool      // it has its own registers again: no calls any more
 	gone    bool      // it is not traced any more
 }

@@ -2,9 +2,7 @@ package cr
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -14,14 +12,13 @@ import (
 	"github.com/stasis-cr/stasis/cr/mem"
 	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/remote"
-	"github.com/stasis-cr/stasis/cr/sys"
 )
 
-// memory is the memory of all members between being mapped and being filled.
-type memory struct {
-	plan    *mem.Plan
-	targets []*mem.TaskTarget
-	shared  map[uint32]*sharedMemory // by contents id
+// lack is what a member's memory still needs once it is mapped.
+type lack struct {
+	extents []*blob.Extent // pages to be written
+	huge    []*blob.Huge   // huge pages to be made
+	fresh   []*blob.VMA    // mappings that nothing is in yet
 }
 
 // sharedMemory is a piece of anonymous shared memory. Init maps the whole of it
@@ -30,6 +27,7 @@ type sharedMemory struct {
 	file *os.File
 	at   remote.Addr
 	size uint64
+	want []*blob.Extent // by address in init
 }
 
 // filesPerMap bounds how many files one process is sent at once to map.
@@ -37,7 +35,6 @@ const filesPerMap = 16
 
 // mapAll gives every member the mappings of its image, still empty.
 func (r *restorer) mapAll(ctx context.Context) error {
-	r.memory = &memory{plan: mem.NewPlan(r.img.Pages), shared: map[uint32]*sharedMemory{}}
 	return r.each(ctx, r.mapMember)
 }
 
@@ -75,29 +72,8 @@ func (r *restorer) mapMember(ctx context.Context, m *member) error {
 	if err := r.setMM(ctx, m); err != nil {
 		return err
 	}
-	target, err := mem.NewTaskTarget(m.hostPID)
-	if err != nil {
-		return err
-	}
-	r.memory.targets = append(r.memory.targets, target)
-	r.memory.plan.Want(m.mm.Extents, target)
-	r.watchMember(ctx, m, target)
+	m.lacks = lack{m.mm.Extents, m.mm.Huge, m.mm.Vmas}
 	return nil
-}
-
-// watchMember has a userfaultfd fill the memory of a member, where that pays and
-// the kernel can: it is faster, not better.
-func (r *restorer) watchMember(ctx context.Context, m *member, target *mem.TaskTarget) {
-	regions := mem.Watchable(m.mm)
-	if len(regions) == 0 {
-		return
-	}
-	uffd, err := mem.OpenUserfault(ctx, m.own, r.channel, sys.UFFDUserModeOnly, 0)
-	if err != nil {
-		r.log.Debug("memory is filled without a userfaultfd", slog.Int("pid", int(m.rec.Pid)), slog.Any("why", err))
-		return
-	}
-	target.Watch(uffd, regions)
 }
 
 // mapVMAs makes the mappings, a few files at a time.
@@ -166,14 +142,14 @@ func (r *restorer) behind(ctx context.Context, v *blob.VMA) (*os.File, error) {
 	if v.Kind == blob.VMA_FILE {
 		return r.objects.Mapping(ctx, v.File, v.Shared, v.Flags&uint64(blob.VMAFlag_VMA_MAYWRITE) != 0)
 	}
-	if s := r.memory.shared[v.Contents]; s != nil {
+	if s := r.shared[v.Contents]; s != nil {
 		return s.file, nil
 	}
 	s, err := r.makeShared(ctx, r.contents[v.Contents])
 	if err != nil {
 		return nil, fmt.Errorf("shared memory: %w", err)
 	}
-	r.memory.shared[v.Contents] = s
+	r.shared[v.Contents] = s
 	return s.file, nil
 }
 
@@ -204,13 +180,7 @@ func (r *restorer) makeShared(ctx context.Context, c *blob.Contents) (*sharedMem
 	if err != nil {
 		return nil, err
 	}
-	target, err := mem.NewTaskTarget(init.hostPID)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	r.memory.targets = append(r.memory.targets, target)
-	r.memory.plan.Want(shift(c.Extents, uint64(at)), target)
-	return &sharedMemory{f, at, size}, nil
+	return &sharedMemory{f, at, size, shift(c.Extents, uint64(at))}, nil
 }
 
 // shift returns extents that begin at an address instead of at offset 0.
@@ -236,43 +206,6 @@ func (r *restorer) setMM(ctx context.Context, m *member) error {
 	}
 	_, err = m.own.Call(ctx, unix.SYS_PRCTL, unix.PR_SET_MM, unix.PR_SET_MM_MAP, uint64(at), uint64(len(b)), 0)
 	return wrap("prctl PR_SET_MM_MAP", err)
-}
-
-// fill puts every page where it belongs, then locks and seals.
-func (r *restorer) fill(ctx context.Context) (err error) {
-	defer func() { err = errors.Join(err, r.memory.close()) }()
-	stop := watch(ctx, r.o.Progress, "memory", r.memory.plan.Progress)
-	err = r.memory.plan.Fill(ctx, r.pages)
-	stop()
-	if err != nil {
-		return err
-	}
-	var calls []remote.Call
-	for _, s := range r.memory.shared {
-		calls = append(calls, remote.Call{NR: unix.SYS_MUNMAP, Args: [6]uint64{uint64(s.at), s.size}})
-	}
-	if err := batch(ctx, r.members[1].own, calls); err != nil {
-		return err
-	}
-	return r.each(ctx, func(ctx context.Context, m *member) error {
-		var calls []remote.Call
-		for _, v := range m.mm.Vmas {
-			calls = append(calls, mem.SealCalls(v)...)
-		}
-		return batch(ctx, m.own, calls)
-	})
-}
-
-func (m *memory) close() error {
-	var all error
-	for _, t := range m.targets {
-		all = errors.Join(all, t.Close())
-	}
-	for _, s := range m.shared {
-		all = errors.Join(all, s.file.Close())
-	}
-	m.targets, m.shared = nil, map[uint32]*sharedMemory{}
-	return all
 }
 
 // batch makes calls in a task, as many at a time as its scratch memory holds;

@@ -44,7 +44,7 @@ func endPoints() []string { return []string{"committed", "ended"} }
 func restorePoints() []string {
 	return []string{
 		"checked", "created", "seized-init", "launched", "restore-namespaces", "restore-forked", "restore-grow",
-		"restore-map", "restore-fill", "prepared-objects", "restore-files", "restore-threads", "restore-state",
+		"restore-map", "restore-filling", "restore-fill", "prepared-objects", "restore-files", "restore-threads", "restore-state",
 		"restore-zombies", "restore-finish", "restore-leave", "restore-releasing",
 	}
 }

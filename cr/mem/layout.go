@@ -132,6 +132,9 @@ func MapCall(v *blob.VMA, fd remote.FD) remote.Call {
 	if v.Flags&uint64(blob.VMAFlag_VMA_NORESERVE) != 0 {
 		flags |= unix.MAP_NORESERVE
 	}
+	if v.Flags&uint64(blob.VMAFlag_VMA_HUGETLB) != 0 {
+		flags |= unix.MAP_HUGETLB | unix.MAP_HUGE_2MB
+	}
 	prot := uint64(v.Prot)
 	if accountedOnly(v) {
 		prot |= unix.PROT_WRITE

@@ -167,14 +167,13 @@ const (
 	watchRegion = 128 << 10
 )
 
-// Watchable lists the mappings of mm that are worth a userfaultfd. There is none
-// if all of them together are not.
-func Watchable(mm *blob.MM) []Region {
+// Watchable lists those of vmas, which get extents, that are worth a userfaultfd.
+// There is none if all of them together are not.
+func Watchable(vmas []*blob.VMA, extents []*blob.Extent) []Region {
 	var out []Region
 	var all uint64
-	extents := mm.Extents
-	for _, v := range mm.Vmas {
-		if v.Kind != blob.VMA_ANON || v.Shared {
+	for _, v := range vmas {
+		if v.Kind != blob.VMA_ANON || v.Flags&uint64(blob.VMAFlag_VMA_HUGETLB) != 0 {
 			continue
 		}
 		var n uint64

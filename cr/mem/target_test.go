@@ -40,7 +40,7 @@ func TestWatchable(t *testing.T) {
 		},
 		"of a file": {[]*blob.VMA{file}, []*blob.Extent{{Start: file.Start, Pages: 2 * big}}, nil},
 	} {
-		if got := Watchable(&blob.MM{Vmas: tc.vmas, Extents: tc.extents}); !reflect.DeepEqual(got, tc.want) {
+		if got := Watchable(tc.vmas, tc.extents); !reflect.DeepEqual(got, tc.want) {
 			t.Errorf("%s: %x, want %x", name, got, tc.want)
 		}
 	}
