@@ -33,54 +33,71 @@ type sharedMemory struct {
 // filesPerMap bounds how many files one process is sent at once to map.
 const filesPerMap = 16
 
-// mapAll gives every member the mappings of its image, still empty.
+// mapAll gives every member the mappings of its image, still empty, that has not
+// got them at its birth.
 func (r *restorer) mapAll(ctx context.Context) error {
-	return r.each(ctx, r.mapMember)
+	return r.each(ctx, func(ctx context.Context, m *member) error { return r.mapMember(ctx, m, nil) })
 }
 
-// mapMember replaces what a member has mapped by what it had.
-func (r *restorer) mapMember(ctx context.Context, m *member) error {
-	scratch := m.own.Whole()
-	via := scratch.End
-	maps, err := procfs.ReadMaps(m.hostPID)
-	if err != nil {
-		return err
+// mapMember replaces what a member has mapped by what it had, but for what it
+// keeps of its parent's. Init is mapped before all others: shared memory is made
+// in it.
+func (r *restorer) mapMember(ctx context.Context, m *member, in *mem.Inheritance) error {
+	if m.mapped {
+		return nil
 	}
-	var unmap []remote.Call
-	var vdso mem.Vdso
-	for i := range maps {
-		v := &maps[i]
-		kind, skip, _ := vmaKind(&procfs.SMap{Mapping: *v}) //nolint:errcheck // whatever it is, it goes
-		switch {
-		case skip || remote.Addr(v.Start) >= scratch.Start && remote.Addr(v.Start) < scratch.End:
-		case kind == blob.VMA_VDSO || kind == blob.VMA_VVAR:
-			vdso = append(vdso, mem.Region{Start: v.Start, End: v.End})
-		default:
-			unmap = append(unmap, remote.Call{NR: unix.SYS_MUNMAP, Args: [6]uint64{v.Start, v.End - v.Start}})
-		}
+	held := make([]mem.Region, 0)
+	m.lacks = lack{m.mm.Extents, m.mm.Huge, m.mm.Vmas}
+	if in != nil {
+		m.lacks = lack{in.Want, in.Huge, in.Fresh}
+		held = mem.RegionsOf(in.Held)
 	}
-	moves, err := vdso.Move(mem.VdsoOf(m.mm), via)
-	if err != nil {
-		return err
-	}
-	if err := batch(ctx, m.own, append(unmap, moves...)); err != nil {
+	if err := r.clear(ctx, m, held); err != nil {
 		return err
 	}
 	if err := r.mapVMAs(ctx, m); err != nil {
 		return err
 	}
-	if err := r.setMM(ctx, m); err != nil {
-		return err
-	}
-	m.lacks = lack{m.mm.Extents, m.mm.Huge, m.mm.Vmas}
-	return nil
+	m.mapped = true
+	return r.setMM(ctx, m)
 }
 
-// mapVMAs makes the mappings, a few files at a time.
+// clear unmaps all that a member has, but for what is held and the kernel's own
+// mappings, which it moves to their place.
+func (r *restorer) clear(ctx context.Context, m *member, held []mem.Region) error {
+	scratch := m.own.Whole()
+	maps, err := procfs.ReadMaps(m.hostPID)
+	if err != nil {
+		return err
+	}
+	var calls []remote.Call
+	var vdso mem.Vdso
+	for i := range maps {
+		v := &maps[i]
+		at := mem.Region{Start: v.Start, End: v.End}
+		kind, skip, _ := vmaKind(&procfs.SMap{Mapping: *v}) //nolint:errcheck // whatever it is, it goes
+		switch {
+		case skip || remote.Addr(v.Start) >= scratch.Start && remote.Addr(v.Start) < scratch.End:
+		case kind == blob.VMA_VDSO || kind == blob.VMA_VVAR:
+			vdso = append(vdso, at)
+		default:
+			for _, r := range mem.Subtract(at, held) {
+				calls = append(calls, remote.Call{NR: unix.SYS_MUNMAP, Args: [6]uint64{r.Start, r.End - r.Start}})
+			}
+		}
+	}
+	moves, err := vdso.Move(mem.VdsoOf(m.mm), scratch.End)
+	if err != nil {
+		return err
+	}
+	return batch(ctx, m.own, append(calls, moves...))
+}
+
+// mapVMAs makes the mappings that a member lacks, a few files at a time.
 func (r *restorer) mapVMAs(ctx context.Context, m *member) error {
 	var calls []remote.Call
 	var behind []*blob.VMA
-	for _, v := range m.mm.Vmas {
+	for _, v := range m.lacks.fresh {
 		switch v.Kind {
 		case blob.VMA_ANON:
 			calls = append(append(calls, mem.MapCall(v, -1)), mem.AdviceCalls(v)...)

@@ -210,6 +210,24 @@ func hugeIn(list []*blob.Huge, start, end uint64) []*blob.Huge {
 	return out
 }
 
+// Unforked lists the mappings of mm whose page tables a fork would copy, but for
+// those that are kept. What has a flag of its own that fork heeds is not touched,
+// nor is memory of the pool: the kernel does not let its advice be taken back
+// (madvise_vma_behavior in mm/madvise.c, VM_SPECIAL).
+func Unforked(mm *blob.MM, kept []Region) []Region {
+	var out []Region
+	for _, v := range mm.Vmas {
+		r := Region{v.Start, v.End}
+		switch {
+		case v.Shared, v.Kind != blob.VMA_ANON && v.Kind != blob.VMA_FILE, v.Flags&ownFlags != 0:
+		case slices.Contains(kept, r) || within(mm.Extents, v.Start, v.End) == nil:
+		default:
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
 // Subtract returns what r has that none of holes, ascending and disjoint, holds.
 func Subtract(r Region, holes []Region) []Region {
 	var out []Region
