@@ -155,7 +155,7 @@ func forbidHuge(ctx context.Context, m *member, yes bool) error {
 // watch has a userfaultfd fill the memory of a member, where that pays and the
 // kernel can: it is faster, not better.
 func (f *filling) watch(ctx context.Context, m *member, target *mem.TaskTarget) {
-	regions := mem.Watchable(m.lacks.fresh, m.lacks.extents)
+	regions := mem.Watchable(m.lacks.fresh, m.lacks.extents, m.lacks.huge)
 	if len(regions) == 0 {
 		return
 	}
@@ -164,7 +164,7 @@ func (f *filling) watch(ctx context.Context, m *member, target *mem.TaskTarget) 
 		f.r.log.Debug("memory is filled without a userfaultfd", slog.Int("pid", int(m.rec.Pid)), slog.Any("why", err))
 		return
 	}
-	target.Watch(uffd, regions)
+	target.Watch(uffd, regions, m.lacks.huge)
 }
 
 func (f *filling) close() error {

@@ -30,6 +30,15 @@ func appendHuge(list []*blob.Huge, r span) []*blob.Huge {
 	return append(list, &blob.Huge{Start: r.start, Count: count})
 }
 
+// hugeRegions lists what huge pages cover.
+func hugeRegions(list []*blob.Huge) []Region {
+	out := make([]Region, 0, len(list))
+	for _, h := range list {
+		out = append(out, Region{h.Start, h.Start + uint64(h.Count)*HugeSize})
+	}
+	return out
+}
+
 // hugeStep is how many huge pages are made in one go.
 const hugeStep = 16
 
