@@ -20,20 +20,20 @@ func TestPrefork(t *testing.T) {
 	}
 	progs := buildObjects(t)
 	e := box.Engine{Runtime: objectRuntime(t), Save: objectEngine(t)}
-	for _, uid := range []uint32{0, 1000} {
-		t.Run(fmt.Sprintf("uid%d", uid), func(t *testing.T) { prefork(t, e, progs, uid) })
-	}
+	t.Run("root", func(t *testing.T) { prefork(t, e, progs, 0) })
+	t.Run("user", func(t *testing.T) { prefork(t, e, progs, 1000) })
+	t.Run("huge", func(t *testing.T) { prefork(t, e, progs, 0, "huge") })
 }
 
-func prefork(t *testing.T, e box.Engine, progs box.Programs, uid uint32) {
+func prefork(t *testing.T, e box.Engine, progs box.Programs, uid uint32, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	c := box.Config{Args: []string{"/bin/cprogs", "prefork", "64", "8"}, UID: uid}
+	c := box.Config{Args: append([]string{"/bin/cprogs", "prefork", "64", "8"}, args...), UID: uid}
 	if uid == 0 {
 		c.Caps = box.DefaultCaps()
 	}
-	b, err := box.New(ctx, t.TempDir(), fmt.Sprintf("prefork-%d-%d", os.Getpid(), uid), e, progs, c)
+	b, err := box.New(ctx, t.TempDir(), fmt.Sprintf("prefork-%d-%d-%d", os.Getpid(), uid, len(args)), e, progs, c)
 	if err != nil {
 		t.Fatal(err)
 	}

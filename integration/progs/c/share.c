@@ -173,6 +173,8 @@ static void prefork(char **argv)
 	struct meeting m;
 	meeting_make(&m);
 	unsigned char *p = map(pages * PAGE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	if (argv[4]) // "huge"
+		must("advice", madvise(p, pages * PAGE, MADV_HUGEPAGE));
 	tokens(p, 0, pages, 10);
 	for (int i = 0; i < children; i++)
 		if ((pids[i] = must("fork", fork())) == 0)
