@@ -24,7 +24,8 @@ type Inheritance struct {
 // in the page store, so they are the same whatever is there.
 //
 // A mapping comes along if it lies within one of the parent's that has the same
-// properties, and at least one page is shared. (A fork that a mapping grew after
+// properties, and if at least as many pages are shared as there are runs of pages to
+// be written or given back: else copies are cheaper. (A fork that a mapping grew after
 // shows two in its maps: the kernel does not merge what is inherited, see
 // vma_is_fork_child in mm/vma.c.)
 func Inherit(parent, child *blob.MM) *Inheritance {
@@ -76,9 +77,14 @@ func holder(vmas []*blob.VMA, v *blob.VMA) *blob.VMA {
 }
 
 // hold plans for the pages of v, which the parent maps too. It is false, and
-// nothing is planned, if none is shared.
+// nothing is planned, if too few are shared. Each run of the parent's has a page
+// that is shared or has to be given back, so that many runs and few pages need not
+// be compared.
 func (in *Inheritance) hold(parent, child *blob.MM, v *blob.VMA) bool {
-	was := len(in.Want)
+	from, to := indexes(parent.Extents, v.Start, v.End)
+	if n, _ := bytesWithin(within(child.Extents, v.Start, v.End), v.Start, v.End); uint64(to-from) > n/PageSize {
+		return false
+	}
 	var d difference
 	at := v.Start
 	for _, h := range hugeIn(child.Huge, v.Start, v.End) {
@@ -89,10 +95,10 @@ func (in *Inheritance) hold(parent, child *blob.MM, v *blob.VMA) bool {
 		}
 	}
 	d.compare(parent, child, at, v.End)
-	if d.shared == 0 {
+	if d.shared == 0 || d.shared/PageSize < uint64(len(d.want)+len(d.drop)) {
 		return false
 	}
-	in.Want = append(in.Want[:was], d.want...)
+	in.Want = append(in.Want, d.want...)
 	in.Drop = append(in.Drop, d.drop...)
 	in.Huge = append(in.Huge, d.huge...)
 	return true
@@ -170,21 +176,23 @@ func cut(list []*blob.Extent, stop uint64) (part *blob.Extent, rest []*blob.Exte
 	return &blob.Extent{Start: from, Pages: n, Chunk: e.Chunk, Page: e.Page}, list
 }
 
-// within returns what extents, ascending, have in a range. The slice is new, the
-// extents are those of the list where they are not cut.
-func within(extents []*blob.Extent, start, end uint64) []*blob.Extent {
-	if start >= end {
-		return nil
-	}
-	i := sort.Search(len(extents), func(i int) bool {
+// indexes says which of extents, ascending, have pages in a range.
+func indexes(extents []*blob.Extent, start, end uint64) (from, to int) {
+	from = sort.Search(len(extents), func(i int) bool {
 		_, to := bounds(extents[i])
 		return to > start
 	})
-	n := sort.Search(len(extents)-i, func(n int) bool { return extents[i+n].Start >= end })
-	if n == 0 {
+	return from, from + sort.Search(len(extents)-from, func(n int) bool { return extents[from+n].Start >= end })
+}
+
+// within returns what extents, ascending, have in a range. The slice is new, the
+// extents are those of the list where they are not cut.
+func within(extents []*blob.Extent, start, end uint64) []*blob.Extent {
+	i, n := indexes(extents, start, end)
+	if start >= end || i == n {
 		return nil
 	}
-	out := slices.Clone(extents[i : i+n])
+	out := slices.Clone(extents[i:n])
 	if out[0].Start < start {
 		_, out = cut(out, start)
 	}
@@ -220,12 +228,17 @@ func Unforked(mm *blob.MM, kept []Region) []Region {
 		r := Region{v.Start, v.End}
 		switch {
 		case v.Shared, v.Kind != blob.VMA_ANON && v.Kind != blob.VMA_FILE, v.Flags&ownFlags != 0:
-		case slices.Contains(kept, r) || within(mm.Extents, v.Start, v.End) == nil:
+		case slices.Contains(kept, r) || empty(mm.Extents, v):
 		default:
 			out = append(out, r)
 		}
 	}
 	return out
+}
+
+func empty(extents []*blob.Extent, v *blob.VMA) bool {
+	from, to := indexes(extents, v.Start, v.End)
+	return from == to
 }
 
 // Subtract returns what r has that none of holes, ascending and disjoint, holds.

@@ -69,11 +69,24 @@ func TestInherit(t *testing.T) {
 			child:  &blob.MM{Vmas: one(vma(10, 20))},
 		},
 		"written, given back and new": {
-			parent: &blob.MM{Vmas: one(vma(10, 30)), Extents: []*blob.Extent{ext(10, 10, 0)}},
-			child:  &blob.MM{Vmas: one(vma(10, 30)), Extents: []*blob.Extent{ext(12, 2, 0), ext(14, 2, 500), ext(19, 2, 900)}},
-			held:   []int{0},
-			want:   []*blob.Extent{ext(14, 2, 500), ext(19, 1, 900), ext(20, 1, 900)},
-			drop:   []Region{{pg(10), pg(12)}, {pg(16), pg(19)}},
+			parent: &blob.MM{Vmas: one(vma(10, 40)), Extents: []*blob.Extent{ext(10, 20, 0)}},
+			child: &blob.MM{
+				Vmas: one(vma(10, 40)), Extents: []*blob.Extent{ext(12, 8, 0), ext(20, 2, 500), ext(29, 2, 900)},
+			},
+			held: []int{0},
+			want: []*blob.Extent{ext(20, 2, 500), ext(29, 1, 900), ext(30, 1, 900)},
+			drop: []Region{{pg(10), pg(12)}, {pg(22), pg(29)}},
+		},
+		"more runs to be made good than pages are shared": {
+			parent: &blob.MM{Vmas: one(vma(10, 40)), Extents: []*blob.Extent{ext(10, 20, 0)}},
+			child: &blob.MM{
+				Vmas: one(vma(10, 40)), Extents: []*blob.Extent{ext(12, 2, 0), ext(20, 2, 500), ext(29, 2, 900)},
+			},
+			want: []*blob.Extent{ext(12, 2, 0), ext(20, 2, 500), ext(29, 2, 900)},
+		},
+		"more runs of the parent's than pages": {
+			parent: &blob.MM{Vmas: one(vma(10, 40)), Extents: []*blob.Extent{ext(10, 1, 0), ext(11, 1, 5), ext(12, 1, 0)}},
+			child:  &blob.MM{Vmas: one(vma(10, 40)), Extents: []*blob.Extent{ext(10, 1, 0), ext(12, 1, 0)}},
 		},
 		"a part of the parent's, and a new one": {
 			parent: &blob.MM{Vmas: one(vma(10, 30)), Extents: []*blob.Extent{ext(10, 20, 0)}},
@@ -203,6 +216,7 @@ func randomMM(r *rand.Rand, pages uint64) *blob.MM {
 // those dropped, with those wanted on top, are the child's.
 func TestInheritRandom(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
+	held := 0
 	for range 500 {
 		pages := 1 + r.Uint64N(2000)
 		parent, child := randomMM(r, pages), randomMM(r, pages)
@@ -214,6 +228,7 @@ func TestInheritRandom(t *testing.T) {
 		if in == nil {
 			continue
 		}
+		held++
 		got := pagesOf(parent.Extents)
 		for _, d := range in.Drop {
 			for at := d.Start; at < d.End; at += PageSize {
@@ -226,6 +241,9 @@ func TestInheritRandom(t *testing.T) {
 		if want := pagesOf(child.Extents); !reflect.DeepEqual(got, want) {
 			t.Fatalf("from\n%v\nto\n%v: %+v", parent, child, in)
 		}
+	}
+	if held < 100 {
+		t.Errorf("only %d of 500 inherit anything", held)
 	}
 }
 
