@@ -43,7 +43,7 @@ type restorer struct {
 	setter    *namespaces.PIDSetter
 	channel   *remote.Channel
 	channelFD remote.FD
-	memory    *memory
+	shared    map[uint32]*sharedMemory // by contents id
 }
 
 func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *mem.Pages, b *blank, steps []task.Step,
@@ -52,7 +52,7 @@ func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *
 	img := image.Image()
 	r := &restorer{
 		o: o, image: image, img: img, b: b, log: log,
-		processes: map[int32]*blob.Process{}, mms: map[uint32]*blob.MM{}, contents: map[uint32]*blob.Contents{},
+		processes: map[int32]*blob.Process{}, mms: map[uint32]*blob.MM{}, contents: map[uint32]*blob.Contents{}, shared: map[uint32]*sharedMemory{},
 		tables: map[uint32]*blob.FDTable{}, members: map[int32]*member{},
 		pages: pages, filters: task.NewFilters(img.Seccomp), channelFD: object.FreeFD(img.FDTables),
 	}
@@ -95,7 +95,7 @@ func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *
 // close gives up what only the restore itself needs. The members live on, or
 // have been killed.
 func (r *restorer) close() error {
-	var all error
+	all := r.closeShared()
 	if r.setter != nil {
 		all = errors.Join(all, r.setter.Close())
 		r.setter = nil

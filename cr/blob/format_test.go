@@ -226,35 +226,41 @@ func TestForged(t *testing.T) {
 	host := encode(t, &Host{Machine: "m", PageSize: 4096})
 	mixed := encode(t, &PageStore{Chunks: []*Chunk{{Codec: Chunk_S2}}})
 	unordered := encode(t, &PageStore{Chunks: []*Chunk{{Offset: 1}, {Raw: 1}}})
+	huge := encode(t, &MM{Id: 1, Huge: []*Huge{{Start: 1 << 21, Count: 1}}})
+	pool := encode(t, &MM{Id: 1, Vmas: []*VMA{{Start: 1, Flags: uint64(VMAFlag_VMA_HUGETLB)}}})
 	for name, tt := range map[string]struct {
 		sections []forged
 		want     error
 	}{
-		"good":                {[]forged{{"HOST", 1, 1, host}}, nil},
-		"unknown, optional":   {[]forged{{"HOST", 1, 1, host}, {"WHAT", 9, 0, []byte("x")}, {"CONT", 1, 1, nil}}, nil},
-		"unknown, needed":     {[]forged{{"WHAT", 1, 1, nil}}, errs.ErrVersion},
-		"unknown flag":        {[]forged{{"HOST", 1, 3, host}}, errs.ErrVersion},
-		"newer record":        {[]forged{{"HOST", 2, 1, host}}, errs.ErrVersion},
-		"older record":        {[]forged{{"PAGE", 1, 1, encode(t, &PageStore{Chunks: []*Chunk{{Raw: 1}, {Offset: 1}}})}}, nil},
-		"older with newer":    {[]forged{{"PAGE", 1, 1, mixed}}, errs.ErrCorrupt},
-		"older out of order":  {[]forged{{"PAGE", 1, 1, unordered}}, errs.ErrCorrupt},
-		"newer with newer":    {[]forged{{"PAGE", 2, 1, mixed}}, nil},
-		"newer out of order":  {[]forged{{"PAGE", 2, 1, unordered}}, nil},
-		"revision 0":          {[]forged{{"PAGE", 0, 1, nil}}, errs.ErrVersion},
-		"known but optional":  {[]forged{{"HOST", 1, 0, host}}, errs.ErrCorrupt},
-		"twice":               {[]forged{{"HOST", 1, 1, host}, {"HOST", 1, 1, host}}, errs.ErrCorrupt},
-		"out of order":        {[]forged{{"CONT", 1, 1, nil}, {"HOST", 1, 1, host}}, errs.ErrCorrupt},
-		"no message":          {[]forged{{"HOST", 1, 1, []byte{0xff}}}, errs.ErrCorrupt},
-		"unknown field":       {[]forged{{"HOST", 1, 1, append(bytes.Clone(host), 0xf8, 0x7f, 1)}}, errs.ErrCorrupt},
-		"default written out": {[]forged{{"HOST", 1, 1, append(bytes.Clone(host), 0x50, 0)}}, errs.ErrCorrupt},
-		"field twice":         {[]forged{{"HOST", 1, 1, append(bytes.Clone(host), host...)}}, errs.ErrCorrupt},
-		"field of wrong type": {[]forged{{"HOST", 1, 1, []byte{0x0a ^ 2, 1}}}, errs.ErrCorrupt},
-		"no UTF-8":            {[]forged{{"HOST", 1, 1, []byte{0x0a, 1, 0xff}}}, errs.ErrCorrupt},
-		"empty records":       {[]forged{{"PROC", 1, 1, bytes.Repeat([]byte{0xaa, 1, 0}, 1000)}}, errs.ErrCorrupt},
-		"end too early":       {[]forged{{endTag, 1, 1, make([]byte, 8)}}, errs.ErrCorrupt},
-		"end of another size": {[]forged{{endTag, 1, 1, make([]byte, 9)}}, errs.ErrCorrupt},
-		"end of another rev":  {[]forged{{endTag, 2, 1, make([]byte, 8)}}, errs.ErrCorrupt},
-		"section is missing":  {[]forged{{"HOST", 1, 1, host}, {endTag, 1, 1, end{}.append(nil)}}, errs.ErrCorrupt},
+		"good":                 {[]forged{{"HOST", 1, 1, host}}, nil},
+		"unknown, optional":    {[]forged{{"HOST", 1, 1, host}, {"WHAT", 9, 0, []byte("x")}, {"CONT", 1, 1, nil}}, nil},
+		"unknown, needed":      {[]forged{{"WHAT", 1, 1, nil}}, errs.ErrVersion},
+		"unknown flag":         {[]forged{{"HOST", 1, 3, host}}, errs.ErrVersion},
+		"newer record":         {[]forged{{"HOST", 2, 1, host}}, errs.ErrVersion},
+		"older record":         {[]forged{{"PAGE", 1, 1, encode(t, &PageStore{Chunks: []*Chunk{{Raw: 1}, {Offset: 1}}})}}, nil},
+		"older with newer":     {[]forged{{"PAGE", 1, 1, mixed}}, errs.ErrCorrupt},
+		"older out of order":   {[]forged{{"PAGE", 1, 1, unordered}}, errs.ErrCorrupt},
+		"newer with newer":     {[]forged{{"PAGE", 2, 1, mixed}}, nil},
+		"newer out of order":   {[]forged{{"PAGE", 2, 1, unordered}}, nil},
+		"older mm":             {[]forged{{"MEMM", 1, 1, encode(t, &MM{Id: 1})}}, nil},
+		"older mm with newer":  {[]forged{{"MEMM", 1, 1, huge}}, errs.ErrCorrupt},
+		"older mm, newer flag": {[]forged{{"MEMM", 1, 1, pool}}, errs.ErrCorrupt},
+		"newer mm with newer":  {[]forged{{"MEMM", 2, 1, huge}, {"MEMM", 2, 1, pool}}, nil},
+		"revision 0":           {[]forged{{"MEMM", 0, 1, nil}}, errs.ErrVersion},
+		"known but optional":   {[]forged{{"HOST", 1, 0, host}}, errs.ErrCorrupt},
+		"twice":                {[]forged{{"HOST", 1, 1, host}, {"HOST", 1, 1, host}}, errs.ErrCorrupt},
+		"out of order":         {[]forged{{"CONT", 1, 1, nil}, {"HOST", 1, 1, host}}, errs.ErrCorrupt},
+		"no message":           {[]forged{{"HOST", 1, 1, []byte{0xff}}}, errs.ErrCorrupt},
+		"unknown field":        {[]forged{{"HOST", 1, 1, append(bytes.Clone(host), 0xf8, 0x7f, 1)}}, errs.ErrCorrupt},
+		"default written out":  {[]forged{{"HOST", 1, 1, append(bytes.Clone(host), 0x50, 0)}}, errs.ErrCorrupt},
+		"field twice":          {[]forged{{"HOST", 1, 1, append(bytes.Clone(host), host...)}}, errs.ErrCorrupt},
+		"field of wrong type":  {[]forged{{"HOST", 1, 1, []byte{0x0a ^ 2, 1}}}, errs.ErrCorrupt},
+		"no UTF-8":             {[]forged{{"HOST", 1, 1, []byte{0x0a, 1, 0xff}}}, errs.ErrCorrupt},
+		"empty records":        {[]forged{{"PROC", 1, 1, bytes.Repeat([]byte{0xaa, 1, 0}, 1000)}}, errs.ErrCorrupt},
+		"end too early":        {[]forged{{endTag, 1, 1, make([]byte, 8)}}, errs.ErrCorrupt},
+		"end of another size":  {[]forged{{endTag, 1, 1, make([]byte, 9)}}, errs.ErrCorrupt},
+		"end of another rev":   {[]forged{{endTag, 2, 1, make([]byte, 8)}}, errs.ErrCorrupt},
+		"section is missing":   {[]forged{{"HOST", 1, 1, host}, {endTag, 1, 1, end{}.append(nil)}}, errs.ErrCorrupt},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := readBytes(forge(tt.sections...)); !errors.Is(err, tt.want) {

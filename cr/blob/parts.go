@@ -28,7 +28,7 @@ func parts() []part {
 		list("CNTS", 1, func(i *Image) *[]*Contents { return &i.Contents }),
 		list("FILE", 1, func(i *Image) *[]*File { return &i.Files }),
 		list("FDTB", 1, func(i *Image) *[]*FDTable { return &i.FDTables }),
-		list("MEMM", 1, func(i *Image) *[]*MM { return &i.MMs }),
+		list("MEMM", 2, func(i *Image) *[]*MM { return &i.MMs }).was(mmsWere),
 		list("PROC", 1, func(i *Image) *[]*Process { return &i.Processes }),
 	}
 }

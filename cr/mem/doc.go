@@ -14,7 +14,9 @@
 //
 // On the way back [Pages] reads any chunk of the store, checks and decodes it. A
 // [Plan] says what each chunk's pages are needed for, and [Plan.Fill] reads every
-// chunk once and hands it to all who need it.
+// chunk once and hands it to all who need it: for the memory of a task that is a
+// [TaskTarget]. [Inherit] says which pages need none of this, because a child gets
+// them from its parent.
 package mem
 
 import "runtime"

@@ -33,8 +33,8 @@ func part(e *blob.Extent, s span) *blob.Extent {
 	return p
 }
 
-// within returns the parts of list that lie in spans.
-func within(list []*blob.Extent, spans []span) []*blob.Extent {
+// inSpans returns the parts of list that lie in spans.
+func inSpans(list []*blob.Extent, spans []span) []*blob.Extent {
 	var out []*blob.Extent
 	for i, j := 0, 0; i < len(list) && j < len(spans); {
 		e, s := list[i], spans[j]
@@ -81,7 +81,7 @@ func overlay(below, above []*blob.Extent) []*blob.Extent {
 	for _, e := range below {
 		seen = append(seen, span{start: e.Start, end: extentEnd(e)})
 	}
-	out := append(within(below, without(seen, above)), above...)
+	out := append(inSpans(below, without(seen, above)), above...)
 	sortExtents(out)
 	return out
 }

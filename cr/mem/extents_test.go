@@ -25,7 +25,7 @@ func expand(list []*blob.Extent) map[uint64]where {
 	return out
 }
 
-func pagesOf(spans []span) map[uint64]bool {
+func pagesIn(spans []span) map[uint64]bool {
 	out := map[uint64]bool{}
 	for _, s := range spans {
 		for at := s.start; at < s.end; at += PageSize {
@@ -72,15 +72,15 @@ func TestExtents(t *testing.T) {
 		b, _ := randomLists(r)
 		_, s := randomLists(r)
 		_, u := randomLists(r)
-		pa, pb, ps := expand(a), expand(b), pagesOf(s)
+		pa, pb, ps := expand(a), expand(b), pagesIn(s)
 
-		in := expand(within(a, s))
+		in := expand(inSpans(a, s))
 		for p, w := range pa {
 			if got, ok := in[p]; ok != ps[p] || ok && got != w {
-				t.Fatalf("within: page %d is %v %v of %v in %v", p, got, ok, a, s)
+				t.Fatalf("inSpans: page %d is %v %v of %v in %v", p, got, ok, a, s)
 			}
 		}
-		out := pagesOf(without(s, a))
+		out := pagesIn(without(s, a))
 		for p := range uint64(99) {
 			if _, covered := pa[p]; out[p] != (ps[p] && !covered) {
 				t.Fatalf("without: page %d of %v without %v", p, s, a)
@@ -100,9 +100,9 @@ func TestExtents(t *testing.T) {
 				t.Fatalf("overlay: page %d is %v %v, want %v %v", p, w, is, want, ok)
 			}
 		}
-		joined := pagesOf(union(s, u))
+		joined := pagesIn(union(s, u))
 		for p := range uint64(99) {
-			if joined[p] != (ps[p] || pagesOf(u)[p]) {
+			if joined[p] != (ps[p] || pagesIn(u)[p]) {
 				t.Fatalf("union: page %d of %v and %v", p, s, u)
 			}
 		}

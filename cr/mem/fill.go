@@ -6,8 +6,6 @@ import (
 	"os"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/stasis-cr/stasis/cr/blob"
 )
 
@@ -82,57 +80,6 @@ func (p *Plan) fillChunk(pages *Pages, i int, buf []byte) error {
 		}
 		for _, r := range u.runs {
 			p.done.Add(int64(r.to - r.from))
-		}
-	}
-	return nil
-}
-
-// TaskTarget writes into the memory of a stopped task from outside.
-type TaskTarget struct {
-	pid int
-	mem *os.File
-}
-
-// NewTaskTarget opens the memory of pid; the caller closes it. The caller traces
-// the task, so that memory which the task itself can't write is written too.
-func NewTaskTarget(pid int) (*TaskTarget, error) {
-	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	return &TaskTarget{pid, f}, nil
-}
-
-// Close closes the memory.
-func (t *TaskTarget) Close() error { return t.mem.Close() }
-
-func (t *TaskTarget) put(raw []byte, runs []run) error {
-	for len(runs) > 0 {
-		n := min(len(runs), maxIov)
-		local := make([]unix.Iovec, n)
-		remote := make([]unix.RemoteIovec, n)
-		size := 0
-		for i, r := range runs[:n] {
-			local[i] = unix.Iovec{Base: &raw[r.from], Len: uint64(r.to - r.from)}
-			remote[i] = unix.RemoteIovec{Base: uintptr(r.addr), Len: r.to - r.from}
-			size += r.to - r.from
-		}
-		if got, err := unix.ProcessVMWritev(t.pid, local, remote, 0); err != nil || got != size {
-			if err := t.putEach(raw, runs[:n]); err != nil {
-				return err
-			}
-		}
-		runs = runs[n:]
-	}
-	return nil
-}
-
-// putEach writes through /proc/PID/mem, which breaks copy-on-write of mappings
-// that the task may not write, as a debugger's breakpoint does.
-func (t *TaskTarget) putEach(raw []byte, runs []run) error {
-	for _, r := range runs {
-		if _, err := t.mem.WriteAt(raw[r.from:r.to], int64(r.addr)); err != nil {
-			return fmt.Errorf("memory %x-%x: %w", r.addr, r.addr+uint64(r.to-r.from), err)
 		}
 	}
 	return nil

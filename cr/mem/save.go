@@ -115,9 +115,14 @@ func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool, t *Tracker) err
 			add = func(r span) error { return s.unshare(pagemap, r, own, common) }
 		}
 		if t != nil && v.Kind == blob.VMA_ANON {
-			err = s.rest(t, pagemap, v, &mm.Extents, add)
+			err = s.rest(t, pagemap, v, mm, add)
 		} else {
-			err = scanVMA(pagemap, v, s.regions, add)
+			err = scanVMA(pagemap, v, s.regions, func(r span, huge bool) error {
+				if huge {
+					mm.Huge = appendHuge(mm.Huge, r)
+				}
+				return add(r)
+			})
 		}
 		if err != nil {
 			return err
@@ -146,17 +151,17 @@ func (s *Saver) unshare(pagemap *os.File, r span, own, common *batcher) error {
 }
 
 // rest saves what t has not saved of v as it is now.
-func (s *Saver) rest(t *Tracker, pagemap *os.File, v *blob.VMA, list *[]*blob.Extent, add func(span) error) error {
-	saved, rest, err := t.split(pagemap, v, s.regions)
+func (s *Saver) rest(t *Tracker, pagemap *os.File, v *blob.VMA, mm *blob.MM, add func(span) error) error {
+	is, err := t.split(pagemap, v, s.regions)
 	if err != nil {
 		return err
 	}
-	saved = slices.DeleteFunc(saved, func(e *blob.Extent) bool { return !inStore(e) })
+	mm.Huge = append(mm.Huge, is.huge...)
 	s.mu.Lock()
-	*list = append(*list, saved...)
-	s.extents[list] = struct{}{}
+	mm.Extents = append(mm.Extents, is.saved...)
+	s.extents[&mm.Extents] = struct{}{}
 	s.mu.Unlock()
-	for _, r := range rest {
+	for _, r := range is.rest {
 		if err := add(r); err != nil {
 			return err
 		}

@@ -17,13 +17,14 @@ type span struct {
 	keepZero   bool // a page of zeros is stored like any other
 }
 
-// scanVMA calls f for each run of pages of v that must be saved, in order.
+// scanVMA calls f for each run of pages of v that must be saved, in order, and
+// says whether they are transparent huge pages.
 //
 // In anonymous memory those are the pages that are present or swapped out, but
 // for the shared zero page. A private mapping of a file needs only those that
 // were copied on write: present, and not the file's own. (PAGE_IS_FILE costs ten
 // times as much to ask, so it is asked only there.)
-func scanVMA(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion, f func(span) error) error {
+func scanVMA(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion, f func(s span, huge bool) error) error {
 	scan := sys.PageScan{
 		Start: v.Start, End: v.End,
 		AnyOf:    sys.PagePresent | sys.PageSwapped,
@@ -31,11 +32,16 @@ func scanVMA(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion, f func(span) e
 		Inverted: sys.PagePFNZero,
 		Return:   sys.PagePresent,
 	}
-	if v.Kind == blob.VMA_FILE {
+	switch {
+	case v.Kind == blob.VMA_FILE:
 		scan.Mask |= sys.PageFile
 		scan.Inverted |= sys.PageFile
+	case v.Flags&uint64(blob.VMAFlag_VMA_HUGETLB) == 0:
+		scan.Return |= sys.PageHuge
 	}
-	return eachRegion(pagemap, scan, vec, func(r sys.PageRegion) error { return f(span{start: r.Start, end: r.End}) })
+	return eachRegion(pagemap, scan, vec, func(r sys.PageRegion) error {
+		return f(span{start: r.Start, end: r.End}, r.Categories&sys.PageHuge != 0)
+	})
 }
 
 // eachRegion calls f for each run that scan finds. vec is room for some of them.

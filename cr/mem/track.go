@@ -35,6 +35,7 @@ type Tracker struct {
 
 	pass []*blob.Extent // where the pages of the pass that goes on are
 	base []*blob.Extent // where those of all passes before are
+	huge []*blob.Huge   // pages that were huge when they were protected first
 	full bool           // base has all that was present then, but for zeros
 	goOn bool           // it will be asked again after the process has been saved
 }
@@ -113,9 +114,45 @@ func (t *Tracker) Watches(start, end uint64) bool {
 	return slices.ContainsFunc(t.watched, func(w span) bool { return w.start <= start && end <= w.end })
 }
 
-// Close ends it. That takes the kernel 30 ms for a GiB: the process had better
-// not wait for it.
-func (t *Tracker) Close() error { return errors.Join(t.uffd.Close(), t.pagemap.Close()) }
+// Close ends it, and unless another process goes on with it makes the pages huge
+// again that were split because they were protected. It takes 30 ms for a GiB: the
+// process had better not wait for it.
+func (t *Tracker) Close() error {
+	err := t.uffd.Close()
+	if !t.goOn {
+		err = errors.Join(err, t.mend())
+	}
+	return errors.Join(err, t.pagemap.Close())
+}
+
+// mend asks the kernel to make huge pages of the small ones that a huge one was
+// split into, as far as they are all there. That it can't is no error.
+func (t *Tracker) mend() error {
+	if len(t.huge) == 0 {
+		return nil
+	}
+	pidfd, err := unix.PidfdOpen(t.pid, 0)
+	if err != nil {
+		return nil //nolint:nilerr // it has ended
+	}
+	defer unix.Close(pidfd)
+	for _, r := range hugeRegions(t.huge) {
+		for at := r.Start; at < r.End; at += HugeSize {
+			if t.isSplit(at) {
+				_ = sys.ProcessMadvise(pidfd, at, at+HugeSize, unix.MADV_COLLAPSE) // see above
+			}
+		}
+	}
+	return nil
+}
+
+// isSplit says whether small pages fill the place of a huge one.
+func (t *Tracker) isSplit(at uint64) bool {
+	vec := make([]sys.PageRegion, 1)
+	scan := sys.PageScan{Start: at, End: at + HugeSize, Mask: sys.PagePresent, Return: sys.PagePresent | sys.PageHuge}
+	n, err := scan.Scan(t.pagemap, vec)
+	return err == nil && n == 1 && vec[0].Start == at && vec[0].End == at+HugeSize && vec[0].Categories&sys.PageHuge == 0
+}
 
 // changed is the scan for the pages that must be saved and were written.
 func changed(s span) sys.PageScan {
@@ -146,6 +183,9 @@ func (t *Tracker) Written() (bytes int64, err error) {
 // Protect begins a round without saving anything: what is written from now on
 // is counted by Written.
 func (t *Tracker) Protect() error {
+	if err := t.noteHuge(); err != nil {
+		return err
+	}
 	for _, w := range t.watched {
 		scan := changed(w)
 		scan.Protect = true
@@ -225,49 +265,112 @@ func (t *Tracker) Passed() {
 	t.pass = nil
 }
 
-// split sorts the pages of v, which must be saved, into those that a pass has
-// saved as they are now, and those that must be copied. The process is stopped;
-// pagemap was opened since: that of the tracker is of the memory that it had
-// before it executed another program.
-func (t *Tracker) split(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion) (saved []*blob.Extent, rest []span, err error) {
+// picture is what there is of a mapping.
+type picture struct {
+	saved []*blob.Extent // pages that a pass has saved as they are now
+	rest  []span         // those that must be copied
+	huge  []*blob.Huge
+}
+
+// split sorts the pages of v that must be saved. The process is stopped; pagemap
+// was opened since: that of the tracker is of the memory that it had before it
+// executed another program.
+func (t *Tracker) split(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion) (p picture, err error) {
 	scan := changed(span{start: v.Start, end: v.End})
 	scan.Mask &^= sys.PageWritten
-	scan.Return |= sys.PageWritten
+	scan.Return |= sys.PageWritten | sys.PageHuge
 	scan.Watched, scan.Protect = true, t.goOn
 	var clean, dirty []span
 	err = eachRegion(pagemap, scan, vec, func(r sys.PageRegion) error {
+		s := span{start: r.Start, end: r.End}
 		if r.Categories&sys.PageWritten != 0 {
-			dirty = append(dirty, span{start: r.Start, end: r.End})
+			dirty = append(dirty, s)
 		} else {
-			clean = append(clean, span{start: r.Start, end: r.End})
+			clean = append(clean, s)
+		}
+		if r.Categories&sys.PageHuge != 0 {
+			p.huge = appendHuge(p.huge, s)
 		}
 		return nil
 	})
-	if errors.Is(err, unix.EPERM) { // not watched
-		if t.goOn {
-			if err := t.register(v.Start, v.End); err != nil {
-				return nil, nil, err
-			}
-		}
-		scan.Watched, clean, dirty = false, nil, nil
-		err = eachRegion(pagemap, scan, vec, func(r sys.PageRegion) error {
-			dirty = append(dirty, span{start: r.Start, end: r.End})
-			return nil
-		})
+	if errors.Is(err, unix.EPERM) {
+		return t.unwatched(pagemap, v, scan, vec)
 	}
 	if err != nil {
-		return nil, nil, err
+		return p, err
 	}
-	saved = within(t.base, clean)
+	all := union(clean, dirty)
+	p.huge = mergeHuge(p.huge, t.hugeIn(all))
+	saved := inSpans(t.base, clean)
 	if !t.full {
 		dirty = union(dirty, without(clean, saved))
 	}
 	for _, e := range saved {
-		if e.Chunk == lostChunk {
+		switch {
+		case inStore(e):
+			p.saved = append(p.saved, e)
+		case e.Chunk == lostChunk:
 			dirty = union(dirty, []span{{start: e.Start, end: extentEnd(e)}})
 		}
 	}
-	return saved, dirty, nil
+	p.rest = dirty
+	return p, nil
+}
+
+// unwatched is split for a mapping that is not watched: all of it must be copied.
+func (t *Tracker) unwatched(pagemap *os.File, v *blob.VMA, scan sys.PageScan, vec []sys.PageRegion) (p picture, err error) {
+	if t.goOn {
+		if err := t.register(v.Start, v.End); err != nil {
+			return p, err
+		}
+	}
+	scan.Watched = false
+	return p, eachRegion(pagemap, scan, vec, func(r sys.PageRegion) error {
+		s := span{start: r.Start, end: r.End}
+		p.rest = append(p.rest, s)
+		if r.Categories&sys.PageHuge != 0 {
+			p.huge = appendHuge(p.huge, s)
+		}
+		return nil
+	})
+}
+
+// noteHuge remembers the huge pages that there are: the kernel splits one that is
+// protected when it is written.
+func (t *Tracker) noteHuge() error {
+	vec := make([]sys.PageRegion, scanBatch)
+	for _, w := range t.watched {
+		scan := sys.PageScan{Start: w.start, End: w.end, Mask: sys.PageHuge, Return: sys.PageHuge}
+		err := eachRegion(t.pagemap, scan, vec, func(r sys.PageRegion) error {
+			t.huge = appendHuge(t.huge, span{start: r.Start, end: r.End})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hugeIn returns the huge pages that there were and of which all small ones still
+// lie in spans.
+func (t *Tracker) hugeIn(spans []span) (out []*blob.Huge) {
+	for _, s := range spans {
+		out = append(out, hugeIn(t.huge, s.start, s.end)...)
+	}
+	return out
+}
+
+// mergeHuge returns the huge pages of both lists.
+func mergeHuge(a, b []*blob.Huge) (out []*blob.Huge) {
+	var spans []span
+	for _, h := range slices.Concat(a, b) {
+		spans = append(spans, span{start: h.Start, end: h.Start + uint64(h.Count)*HugeSize})
+	}
+	for _, s := range union(spans, nil) {
+		out = appendHuge(out, s)
+	}
+	return out
 }
 
 // liveMemory reads the memory of a running process. What has gone meanwhile is

@@ -85,6 +85,17 @@ func take(pid int, fd FD) (int, error) {
 	return got, nil
 }
 
+// Take duplicates a descriptor of the task into our process; name is for its
+// errors. The task keeps its own.
+func (o *Owned) Take(fd FD, name string) (*os.File, error) {
+	got, err := take(o.t.TID, fd)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	unix.CloseOnExec(got)
+	return os.NewFile(uintptr(got), name), nil
+}
+
 // FD is the number of the channel's end in the processes.
 func (c *Channel) FD() FD { return c.fd }
 
