@@ -134,6 +134,7 @@ func live(z scale, procs int) []test {
 		},
 		{
 			name: named("again", z.mib, procs), args: load(z.mib, procs), mib: 2 * z.mib, alone: true, stay: true,
+			save:   []string{"--pre-dump"}, // it is to be followed what is written afterwards
 			change: procs * ((z.mib<<8/procs + 99) / 100) * 4096, show: []figure{checkpoint, again, speedup, spent, memory},
 			goals: []goal{{figure: speedup, least: 10}, {figure: spent, most: 1.3}, engineMemory()},
 		},

@@ -329,7 +329,7 @@ func (r *round) second(ctx context.Context) error {
 	}
 	path := filepath.Join(r.dir, "second")
 	start := clock()
-	if err := r.Checkpoint(ctx, path, slices.Concat([]string{"--leave-running"}, r.save, parent())...); err != nil {
+	if err := r.Checkpoint(ctx, path, append([]string{"--leave-running"}, parent()...)...); err != nil {
 		return err
 	}
 	r.got[again] = millis(clock() - start)

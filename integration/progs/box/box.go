@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -205,17 +204,31 @@ func (b *Box) Wait(ctx context.Context) (int, error) {
 	return ws.ExitStatus(), err
 }
 
+// removeBound is how long a container may take to go: the kernel gives back its
+// memory before its cgroup is empty, and runc does not wait for that.
+const removeBound = 20 * time.Second
+
 // Remove kills the container if it runs, and makes the runtime forget it. A box
 // that is gone already is no error.
 func (b *Box) Remove(ctx context.Context) error {
-	if _, err := os.Stat(filepath.Join(b.state(), b.ID)); errors.Is(err, fs.ErrNotExist) {
-		return b.closePipe()
+	ctx, cancel := context.WithTimeout(ctx, removeBound)
+	defer cancel()
+	var last error
+	err := Poll(ctx, func() (bool, error) {
+		if !exists(filepath.Join(b.state(), b.ID)) {
+			return true, nil
+		}
+		last = command(exec.CommandContext(ctx, b.Engine.Runtime, "--root", b.state(), "delete", "--force", b.ID))
+		_, err := unix.Wait4(b.PID, nil, unix.WNOHANG, nil)
+		if errors.Is(err, unix.ECHILD) || errors.Is(err, unix.EINTR) {
+			err = nil
+		}
+		return last == nil, err
+	})
+	if err != nil {
+		err = errors.Join(err, last)
 	}
-	del := command(exec.CommandContext(ctx, b.Engine.Runtime, "--root", b.state(), "delete", "--force", b.ID))
-	if _, err := unix.Wait4(b.PID, nil, unix.WNOHANG, nil); err != nil && !errors.Is(err, unix.ECHILD) {
-		del = errors.Join(del, err)
-	}
-	return errors.Join(del, b.closePipe())
+	return errors.Join(err, b.closePipe())
 }
 
 func (b *Box) closePipe() error {
