@@ -27,6 +27,7 @@ const (
 	precopySpace  = 4 << 20  // a process with less is left for the freeze
 	precopyRest   = 1 << 20  // what may be left: it is copied in less than a millisecond
 	precopyRounds = 6
+	precopyTwice  = 4 // a part of the memory is copied twice at most: one in so many bytes
 	precopySample = 20 * time.Millisecond
 )
 
@@ -275,10 +276,14 @@ func (p *precopy) run(ctx context.Context, store *mem.Store, o *CheckpointOption
 	stop := o.watch(ctx, "memory, while the container runs", func() (int64, int64) { return store.Size(), p.size })
 	defer stop()
 	begin := time.Now()
+	if err := p.changed(ctx, store); err != nil {
+		return err
+	}
 	worth, err := p.first(ctx, store)
 	if err != nil || !worth {
 		return err
 	}
+	twice := int64(0)
 	for round := 1; round < precopyRounds; round++ {
 		if err := fault.Point("precopy-round"); err != nil {
 			return err
@@ -289,7 +294,7 @@ func (p *precopy) run(ctx context.Context, store *mem.Store, o *CheckpointOption
 		}
 		p.log.Info("copied while running", slog.Int("round", round), slog.Duration("took", time.Since(begin)),
 			slog.Int64("bytes", store.Size()), slog.Int64("written_since", left))
-		if left <= precopyRest {
+		if twice += left; left <= precopyRest || twice > p.size/precopyTwice {
 			return nil
 		}
 		took := time.Now()
@@ -310,11 +315,25 @@ func (p *precopy) run(ctx context.Context, store *mem.Store, o *CheckpointOption
 	return nil
 }
 
+// changed saves what was written since the parent.
+func (p *precopy) changed(ctx context.Context, store *mem.Store) error {
+	based := func(s *space) bool { return s.based }
+	n, err := p.pass(ctx, store, based, (*mem.Tracker).Pass)
+	p.size += n
+	return err
+}
+
 // first saves what is not written all the time. It gives up when most of the
 // memory has been written before it was copied.
 func (p *precopy) first(ctx context.Context, store *mem.Store) (worth bool, err error) {
 	fresh := func(s *space) bool { return !s.based }
-	if p.size == 0 {
+	size := int64(0)
+	for _, s := range p.spaces {
+		if fresh(s) {
+			size += s.size
+		}
+	}
+	if size == 0 {
 		return true, nil
 	}
 	select {
@@ -325,7 +344,7 @@ func (p *precopy) first(ctx context.Context, store *mem.Store) (worth bool, err 
 	errHot := errors.New("most of the memory is written all the time")
 	_, err = p.pass(ctx, store, fresh, func(t *mem.Tracker, s *mem.Saver, sharing bool) (int64, error) {
 		return t.First(s, sharing, func() error {
-			if written, err := p.written(fresh); err != nil || written > p.size/2 {
+			if written, err := p.written(fresh); err != nil || written > size/2 {
 				return errors.Join(err, errHot)
 			}
 			return nil

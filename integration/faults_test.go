@@ -51,7 +51,7 @@ func restorePoints() []string {
 
 // TestFaultPoints compares the lists of points with the source.
 func TestFaultPoints(t *testing.T) {
-	named := slices.Concat(checkpointPoints(), endPoints(), restorePoints())
+	named := slices.Concat(checkpointPoints(), endPoints(), chainPoints(), restorePoints())
 	found := sourcePoints(t)
 	for _, p := range found {
 		if !slices.Contains(named, p) {
