@@ -25,10 +25,11 @@ type engine struct {
 	restore    func(context.Context, cr.RestoreOptions) (int, error)
 	check      func(context.Context, cr.CheckpointOptions) ([]error, error)
 	verify     func(context.Context, cr.VerifyOptions) (cr.Verified, error)
+	flatten    func(context.Context, cr.FlattenOptions) error
 }
 
 func realEngine() engine {
-	return engine{checkpoint: cr.Checkpoint, restore: cr.Restore, check: cr.Check, verify: cr.Verify}
+	return engine{checkpoint: cr.Checkpoint, restore: cr.Restore, check: cr.Check, verify: cr.Verify, flatten: cr.Flatten}
 }
 
 // command is one of our own verbs.
@@ -49,6 +50,7 @@ func (a *app) commands(g *global) []*command {
 		a.checkCommand(g),
 		a.inspectCommand(g),
 		a.verifyCommand(),
+		a.flattenCommand(),
 		a.versionCommand(),
 	}
 }

@@ -60,7 +60,7 @@ func newFake(t *testing.T) *fake {
 			return f.status, f.err
 		},
 		check:  func(context.Context, cr.CheckpointOptions) ([]error, error) { return f.obstacles, f.err },
-		verify: cr.Verify,
+		verify: cr.Verify, flatten: cr.Flatten,
 	}
 	f.exec = func(path string, argv, env []string) error {
 		cmd := exec.CommandContext(t.Context(), path, argv[1:]...)
@@ -383,6 +383,9 @@ func TestUsage(t *testing.T) {
 		{args: "verify", status: 1, err: `"verify" requires exactly 1 argument(s)`},
 		{args: "verify /nowhere", status: 1, err: "no such file"},
 		{args: "help verify", out: "every byte"},
+		{args: "flatten x", status: 1, err: `"flatten" requires exactly 2 argument(s)`},
+		{args: "flatten /nowhere x", status: 1, err: "no such file"},
+		{args: "help flatten", out: "stands alone"},
 		{args: "checkpoint --compress lz4 id", status: 1, err: `invalid value "lz4" for --compress: want none, s2, zstd`},
 	} {
 		t.Run(tt.args, func(t *testing.T) {

@@ -147,6 +147,9 @@ func (v *view) sizes(w io.Writer, stateSize int64) {
 	}
 	fmt.Fprintln(w)
 	v.packing(w)
+	for _, p := range v.img.Pages.GetParents() {
+		fmt.Fprintf(w, "needs\t%s (%x...)\n", printable(p.GetDir()), p.GetState()[:4])
+	}
 	for _, t := range v.img.Namespaces.GetTmpfs() {
 		fmt.Fprintf(w, "tmpfs\t%s, %s\n", printable(t.GetMountpoint()), size(t.GetSize()))
 	}
@@ -158,6 +161,9 @@ func (v *view) packing(w io.Writer) {
 	raw, stored := map[blob.Chunk_Codec]uint64{}, map[blob.Chunk_Codec]uint64{}
 	var all uint64
 	for _, c := range v.img.Pages.GetChunks() {
+		if c.GetStore() != 0 {
+			continue // of an earlier checkpoint
+		}
 		raw[c.GetCodec()] += uint64(c.GetRaw())
 		stored[c.GetCodec()] += uint64(c.GetStored())
 		all += uint64(c.GetRaw())

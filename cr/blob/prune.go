@@ -7,11 +7,12 @@ func (img *Image) Prune() {
 	if len(img.Pages.GetParents()) == 0 {
 		return
 	}
-	used := make([]bool, len(img.Pages.Chunks))
-	img.eachExtent(func(e *Extent) { used[e.Chunk] = true })
+	used := img.Referenced()
 	stores := make([]uint32, len(img.Pages.Parents)+1) // new number of each; 0: not needed
 	for i, c := range img.Pages.Chunks {
-		if used[i] {
+		if c.Store == 0 {
+			used[i] = true
+		} else if used[i] {
 			stores[c.Store] = 1
 		}
 	}
@@ -22,20 +23,33 @@ func (img *Image) Prune() {
 			stores[i+1] = uint32(len(parents))
 		}
 	}
+	img.KeepChunks(used)
+	for _, c := range img.Pages.Chunks {
+		c.Store = stores[c.Store]
+	}
+	img.Pages.Parents = parents
+}
+
+// Referenced says of each chunk whether any page lies in it.
+func (img *Image) Referenced() []bool {
+	used := make([]bool, len(img.Pages.GetChunks()))
+	img.eachExtent(func(e *Extent) { used[e.Chunk] = true })
+	return used
+}
+
+// KeepChunks takes all other chunks out of the index. Precondition: no page lies
+// in them.
+func (img *Image) KeepChunks(keep []bool) {
 	var chunks []*Chunk
-	number := make([]uint32, len(used))
-	for i, c := range img.Pages.Chunks {
-		if c.Store != 0 {
-			if !used[i] {
-				continue
-			}
-			c.Store = stores[c.Store]
+	number := make([]uint32, len(keep))
+	for i, c := range img.Pages.GetChunks() {
+		if keep[i] {
+			number[i] = uint32(len(chunks))
+			chunks = append(chunks, c)
 		}
-		number[i] = uint32(len(chunks))
-		chunks = append(chunks, c)
 	}
 	img.eachExtent(func(e *Extent) { e.Chunk = number[e.Chunk] })
-	img.Pages.Chunks, img.Pages.Parents = chunks, parents
+	img.Pages.Chunks = chunks
 }
 
 // eachExtent calls f for every extent of the image.

@@ -49,6 +49,19 @@ func (p *Pages) Chunk(i int, buf []byte) ([]byte, error) {
 	return raw, nil
 }
 
+// Stored reads the bytes of chunk i as they are stored, into buf, and checks them.
+func (p *Pages) Stored(i int, buf []byte) ([]byte, error) {
+	c := p.index.Chunks[i]
+	if int64(c.Stored) > int64(len(buf)) {
+		return nil, fmt.Errorf("%s: %d bytes: %w", p.Name(i), c.Stored, errs.ErrVersion)
+	}
+	b := buf[:c.Stored]
+	if err := p.stored(c, b); err != nil {
+		return nil, fmt.Errorf("%s: %w", p.Name(i), err)
+	}
+	return b, nil
+}
+
 // Name says which chunk i is.
 func (p *Pages) Name(i int) string {
 	c := p.index.Chunks[i]
