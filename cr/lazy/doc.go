@@ -23,7 +23,11 @@
 // (mmap_changing in fs/userfaultfd.c). A copy that succeeds was therefore made by
 // a table that knew every change before it.
 //
-// What can't be known (an event of a fork was read, and the child's userfaultfd
-// died with the server) or can't be had (a damaged chunk) ends the container,
-// with the reason in restore.log. It never becomes zeros.
+// The userfaultfd of a child is given to whoever reads of the fork. A third
+// process, the holder, shares the server's table of descriptors and does nothing:
+// the guard takes from it what a server that died had not yet reported, and if
+// both die it keeps the program waiting.
+//
+// What can't be known (see book) or can't be had (a damaged chunk) ends the
+// container, with the reason in restore.log. It never becomes zeros.
 package lazy

@@ -15,7 +15,7 @@ import (
 //
 //	 0  8  magic
 //	 8  4  number of entries
-//	64     entries of 40 bytes: a struct uffd_msg of 32, u32 address space, u32 zero
+//	64     entries of 40 bytes: a struct uffd_msg of 32, u32 address space, u32 flags
 //
 // The message of an event is read by the kernel's own hand into the entry behind
 // the last: a process that is killed is killed before the read or after it, and
@@ -106,6 +106,16 @@ func (j *Journal) tail(space uint32) ([]byte, error) {
 	return e[:sys.UFFDMsgSize], nil
 }
 
+// flagCalm of an entry: nothing was outstanding when the event came.
+const flagCalm = 1
+
+// judge notes that the event at the tail came when nothing was outstanding.
+func (j *Journal) judge(calm bool) {
+	if calm {
+		le.PutUint32(j.entry(j.count)[sys.UFFDMsgSize+4:], flagCalm)
+	}
+}
+
 // keep makes the entry at the tail one of the journal's.
 func (j *Journal) keep() {
 	j.count++
@@ -135,11 +145,13 @@ func (j *Journal) append(space uint32, event byte, start, end uint64) error {
 // change is one entry.
 type change struct {
 	space uint32
+	calm  bool
 	sys.UFFDMsg
 }
 
 func parseChange(e []byte) (change, error) {
-	c := change{space: le.Uint32(e[sys.UFFDMsgSize:])}
+	flags := le.Uint32(e[sys.UFFDMsgSize+4:])
+	c := change{space: le.Uint32(e[sys.UFFDMsgSize:]), calm: flags&flagCalm != 0}
 	switch e[0] {
 	case eventDone, eventGone:
 		c.Event, c.Start, c.End = e[0], le.Uint64(e[8:]), le.Uint64(e[16:])

@@ -25,9 +25,10 @@ type Plan struct {
 
 // PlanSpace is one address space.
 type PlanSpace struct {
-	PID    int32 // in the container; 0: it was born since
-	Gone   bool  // its userfaultfd is given up
-	Pieces []Piece
+	PID     int32   // in the container; 0: it was born since
+	Gone    bool    // its userfaultfd is given up
+	Pieces  []Piece // what is to come
+	Watched []Piece // all that is watched; chunk and page mean nothing
 }
 
 const (
@@ -45,8 +46,8 @@ var (
 // Append encodes the plan:
 //
 //	u64 magic, i64 image, u32 and the bytes of log directory and page store,
-//	u32 number of spaces; each space: i32 pid, u32 gone, u64 number of pieces;
-//	each piece: u64 start, u64 end, u32 chunk, u32 page
+//	u32 number of spaces; each space: i32 pid, u32 gone, pieces, watched;
+//	each list: u64 number; each piece: u64 start, u64 end, u32 chunk, u32 page
 func (p *Plan) Append(b []byte) ([]byte, error) {
 	store, err := proto.Marshal(p.Store)
 	if err != nil {
@@ -63,13 +64,18 @@ func (p *Plan) Append(b []byte) ([]byte, error) {
 			gone = 1
 		}
 		b = le.AppendUint32(le.AppendUint32(b, uint32(s.PID)), gone)
-		b = le.AppendUint64(b, uint64(len(s.Pieces)))
-		for _, x := range s.Pieces {
-			b = le.AppendUint64(le.AppendUint64(b, x.Start), x.End)
-			b = le.AppendUint32(le.AppendUint32(b, x.Chunk), x.Page)
-		}
+		b = appendPieces(appendPieces(b, s.Pieces), s.Watched)
 	}
 	return b, nil
+}
+
+func appendPieces(b []byte, list []Piece) []byte {
+	b = le.AppendUint64(b, uint64(len(list)))
+	for _, x := range list {
+		b = le.AppendUint64(le.AppendUint64(b, x.Start), x.End)
+		b = le.AppendUint32(le.AppendUint32(b, x.Chunk), x.Page)
+	}
+	return b
 }
 
 // DecodePlan reads what Append wrote.
@@ -84,16 +90,7 @@ func DecodePlan(b []byte) (*Plan, error) {
 		return nil, fmt.Errorf("%w: %w", errBadPlan, err)
 	}
 	for n := r.u32(); n > 0 && !r.bad; n-- {
-		s := PlanSpace{PID: int32(r.u32()), Gone: r.u32() == 1}
-		n := r.u64()
-		if n > uint64(len(r.b)/pieceSize) {
-			return nil, errBadPlan
-		}
-		s.Pieces = make([]Piece, n)
-		for i := range s.Pieces {
-			s.Pieces[i] = Piece{r.u64(), r.u64(), r.u32(), r.u32()}
-		}
-		p.Spaces = append(p.Spaces, s)
+		p.Spaces = append(p.Spaces, PlanSpace{int32(r.u32()), r.u32() == 1, r.pieces(), r.pieces()})
 	}
 	if r.bad || len(r.b) > 0 {
 		return nil, errBadPlan
@@ -129,6 +126,19 @@ func (r *reader) u64() uint64 {
 		return le.Uint64(b)
 	}
 	return 0
+}
+
+func (r *reader) pieces() []Piece {
+	n := r.u64()
+	if n > uint64(len(r.b)/pieceSize) {
+		r.bad = true
+		return nil
+	}
+	list := make([]Piece, n)
+	for i := range list {
+		list[i] = Piece{r.u64(), r.u64(), r.u32(), r.u32()}
+	}
+	return list
 }
 
 // file puts the plan into memory that nobody can change any more.

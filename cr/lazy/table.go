@@ -112,26 +112,23 @@ func (t *Table) Remove(start, end uint64) (changed bool) {
 	return changed
 }
 
-// Move follows size bytes of memory from one address to another. What the
-// destination has stays: it was told of first. It says whether there was
-// anything to move.
-func (t *Table) Move(from, to, size uint64) (changed bool) {
-	moved := t.Between(from, from+size)
-	if len(moved) == 0 {
-		return false
+// put adds pieces where there is nothing; what is there stays.
+func (t *Table) put(pieces []Piece) {
+	if len(pieces) == 0 {
+		return
 	}
-	t.Remove(from, from+size)
-	for _, p := range moved {
-		p.Start, p.End = p.Start-from+to, p.End-from+to
+	// The pieces do not overlap each other, so what is there is looked up before
+	// any of them is added.
+	have := &Table{slices.Clip(t.runs), t.empty}
+	for _, p := range pieces {
 		at := p.Start
-		for _, have := range t.Between(p.Start, p.End) {
-			t.runs = append(t.runs, p.cut(at, have.Start))
-			at = have.End
+		for _, h := range have.Between(p.Start, p.End) {
+			t.runs = append(t.runs, p.cut(at, h.Start))
+			at = h.End
 		}
 		t.runs = append(t.runs, p.cut(at, p.End))
-		t.sweep()
 	}
-	return true
+	t.sweep()
 }
 
 // sweep sorts the runs and drops the empty ones.

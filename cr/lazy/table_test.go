@@ -1,6 +1,7 @@
 package lazy
 
 import (
+	"maps"
 	"slices"
 	"testing"
 
@@ -11,6 +12,13 @@ const page = mem.PageSize
 
 // p is a piece of pages [from, to) that are those of chunk c from page on.
 func p(from, to uint64, c, at uint32) Piece { return Piece{from * page, to * page, c, at} }
+
+// move does to a table what one thread's mremap does.
+func move(t *Table, from, to, size uint64) bool {
+	b := &book{table: t, mapped: &Table{}, orphans: &Table{}}
+	left := b.leave(from, from+size)
+	return b.come(shifted(left, from, to), to, size) == nil && len(left) > 0
+}
 
 func TestTable(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -24,13 +32,11 @@ func TestTable(t *testing.T) {
 		"remove a middle":   {func(t *Table) bool { return t.Remove(4*page, 5*page) }, []Piece{p(0, 4, 1, 0), p(5, 10, 1, 5), p(40, 50, 2, 5)}},
 		"remove across":     {func(t *Table) bool { return t.Remove(9*page, 41*page) }, []Piece{p(0, 9, 1, 0), p(41, 50, 2, 6)}},
 		"remove all":        {func(t *Table) bool { return t.Remove(0, 1<<40) && t.Empty() }, nil},
-		"move a run":        {func(t *Table) bool { return t.Move(0, 20*page, 10*page) }, []Piece{p(20, 30, 1, 0), p(40, 50, 2, 5)}},
-		"move a part":       {func(t *Table) bool { return t.Move(2*page, 90*page, 3*page) }, []Piece{p(0, 2, 1, 0), p(5, 10, 1, 5), p(40, 50, 2, 5), p(90, 93, 1, 2)}},
-		"move down":         {func(t *Table) bool { return t.Move(40*page, 20*page, 10*page) }, []Piece{p(0, 10, 1, 0), p(20, 30, 2, 5)}},
-		"move nothing":      {func(t *Table) bool { return !t.Move(60*page, 90*page, 3*page) }, []Piece{p(0, 10, 1, 0), p(40, 50, 2, 5)}},
-		"move onto another": {func(t *Table) bool { return t.Move(0, 38*page, 10*page) }, []Piece{p(38, 40, 1, 0), p(40, 50, 2, 5)}},
-		"move around": {func(t *Table) bool { return t.Remove(43*page, 50*page) && t.Move(0, 38*page, 10*page) },
-			[]Piece{p(38, 40, 1, 0), p(40, 43, 2, 5), p(43, 48, 1, 5)}},
+		"move a run":        {func(t *Table) bool { return move(t, 0, 20*page, 10*page) }, []Piece{p(20, 30, 1, 0), p(40, 50, 2, 5)}},
+		"move a part":       {func(t *Table) bool { return move(t, 2*page, 90*page, 3*page) }, []Piece{p(0, 2, 1, 0), p(5, 10, 1, 5), p(40, 50, 2, 5), p(90, 93, 1, 2)}},
+		"move down":         {func(t *Table) bool { return move(t, 40*page, 20*page, 10*page) }, []Piece{p(0, 10, 1, 0), p(20, 30, 2, 5)}},
+		"move nothing":      {func(t *Table) bool { return !move(t, 60*page, 90*page, 3*page) }, []Piece{p(0, 10, 1, 0), p(40, 50, 2, 5)}},
+		"move onto another": {func(t *Table) bool { return move(t, 0, 38*page, 10*page) }, []Piece{p(38, 48, 1, 0), p(48, 50, 2, 13)}},
 	} {
 		tab := NewTable([]Piece{p(40, 50, 2, 5), p(0, 10, 1, 0)})
 		other := tab.Clone()
@@ -87,11 +93,8 @@ func (m model) move(from, to, size uint64) {
 			delete(m, a)
 		}
 	}
-	for a, s := range moved {
-		if _, ok := m[a]; !ok {
-			m[a] = s
-		}
-	}
+	m.remove(to, to+size)
+	maps.Copy(m, moved)
 }
 
 func (m model) check(t *testing.T, tab *Table) {
@@ -131,7 +134,7 @@ func FuzzTable(f *testing.F) {
 				tab.Remove(x, x+y)
 				m.remove(x, x+y)
 			} else if size := uint64(b[0]>>1) * page; x+size <= y || y+size <= x { // as mremap has it
-				tab.Move(x, y, size)
+				move(tab, x, y, size)
 				m.move(x, y, size)
 			}
 			b = b[3:]
