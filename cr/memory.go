@@ -80,7 +80,7 @@ func (r *restorer) mapMember(ctx context.Context, m *member) error {
 		return err
 	}
 	r.memory.targets = append(r.memory.targets, target)
-	r.memory.plan.Want(m.mm.Extents, target)
+	r.memory.plan.Want(r.lazy.eager(m.mm), target)
 	r.watchMember(ctx, m, target)
 	return nil
 }

@@ -44,6 +44,7 @@ type restorer struct {
 	channel   *remote.Channel
 	channelFD remote.FD
 	memory    *memory
+	lazy      *lazily // nil: memory is filled before the container goes on
 }
 
 func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blank, steps []task.Step,

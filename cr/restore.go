@@ -64,6 +64,10 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, steps []task.Step, log *slog.Logger) (init int, err error) {
 	var u undo.Stack
 	defer u.Run(ctx, &err)
+	later, err := startLazy(o, image, log, &u)
+	if err != nil {
+		return 0, err
+	}
 	b, err := launch(ctx, o, &u)
 	if err != nil {
 		return 0, err
@@ -73,6 +77,7 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, steps []tas
 	if err != nil {
 		return 0, err
 	}
+	r.lazy = later
 	defer func() { err = errors.Join(err, r.close()) }() //nolint:contextcheck // also when ctx has ended
 	for _, phase := range []struct {
 		name string
@@ -82,6 +87,7 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, steps []tas
 		{"grow", func(ctx context.Context) error { return r.grow(ctx, steps) }},
 		{"map", r.mapAll},
 		{"fill", r.fill},
+		{"watch", r.watch},
 		{"files", r.installAll},
 		{"threads", r.threads},
 		{"state", r.state},
@@ -109,11 +115,14 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, steps []tas
 	if err := fault.Point("restore-releasing"); err != nil {
 		return 0, err
 	}
+	if err := r.lazy.begin(); err != nil {
+		return 0, err
+	}
 	if err := r.release(ctx); err != nil {
 		return 0, err
 	}
 	u.Keep()
-	return b.pid, nil
+	return b.pid, r.lazy.close()
 }
 
 // namespaces puts back what changed in the namespaces since the runtime made
