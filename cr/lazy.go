@@ -140,7 +140,8 @@ func extentEnd(e *blob.Extent) uint64 { return e.Start + uint64(e.Pages)*mem.Pag
 // memory promises that no fault waits; a child does not inherit the pages of
 // MADV_WIPEONFORK, of which no event tells; and a stack is needed at once.
 func later(v *blob.VMA) bool {
-	const not = blob.VMAFlag_VMA_LOCKED | blob.VMAFlag_VMA_LOCKONFAULT | blob.VMAFlag_VMA_WIPEONFORK | blob.VMAFlag_VMA_GROWSDOWN
+	const not = blob.VMAFlag_VMA_LOCKED | blob.VMAFlag_VMA_LOCKONFAULT |
+		blob.VMAFlag_VMA_WIPEONFORK | blob.VMAFlag_VMA_GROWSDOWN
 	return v.Kind == blob.VMA_ANON && !v.Shared && v.Flags&uint64(not) == 0
 }
 

@@ -382,7 +382,7 @@ func (g *guard) log() *slog.Logger {
 // it go last.
 func (g *guard) giveUp(why error) int {
 	g.kill()
-	g.log().Error("container killed: its memory can't be filled: " + why.Error()) //nolint:sloglint // a line for people
+	g.log().Error("container killed: its memory can't be filled: " + why.Error()) //nolint:sloglint // for people
 	if g.init == nil {                                                            // not running yet: without an answer the engine fails
 		return 1
 	}
