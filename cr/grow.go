@@ -25,6 +25,9 @@ type member struct {
 	exe     uint32 // file id of the program it runs; 0: the blank's own
 	own     *remote.Owned
 	threads []*worker // the leader first
+	mapped  bool      // it has the mappings of the image
+	lacks   lack      // of its memory, once it is mapped
+	filled  bool      // its memory is complete
 	left    bool      // it has its own registers again: no calls any more
 	gone    bool      // it is not traced any more
 }
@@ -174,18 +177,28 @@ func wrap(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// fork has parent bear a child with a chosen pid.
+// fork has parent bear a child with a chosen pid. If they share memory, the
+// parent's is completed before, and the child's mappings are made at once.
 func (r *restorer) fork(ctx context.Context, parent *member, pid int32) error {
-	if err := r.setter.Set(int(pid) - 1); err != nil {
-		return err
-	}
 	m := &member{rec: r.processes[pid], exe: parent.exe}
 	signal := uint64(unix.SIGCHLD)
 	if m.rec != nil {
 		signal = uint64(m.rec.ExitSignal)
 		m.mm = r.mms[m.rec.Mm]
 	}
-	own, got, err := bear(ctx, parent.own, signal)
+	var in *mem.Inheritance
+	if r.lazy == nil { // to share memory it must be there
+		in = inheritance(parent, m)
+	}
+	if in != nil {
+		if err := r.complete(ctx, parent); err != nil {
+			return err
+		}
+	}
+	if err := r.setter.Set(int(pid) - 1); err != nil {
+		return err
+	}
+	own, got, err := bearHeir(ctx, parent, in, signal)
 	if err != nil {
 		return err
 	}
@@ -197,7 +210,10 @@ func (r *restorer) fork(ctx context.Context, parent *member, pid int32) error {
 	if err := fault.Point("restore-forked"); err != nil {
 		return err
 	}
-	if m.mm == nil || m.mm.Exe == m.exe {
+	switch {
+	case in != nil:
+		return r.settle(ctx, m, in)
+	case m.mm == nil || m.mm.Exe == m.exe:
 		return nil
 	}
 	return r.exec(ctx, m)

@@ -7,9 +7,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/errs"
+	"github.com/stasis-cr/stasis/cr/mem"
 )
 
 // checkHost refuses an image that this host can't run, before anything is made.
@@ -32,6 +36,34 @@ func checkHost(img *blob.Image, log *slog.Logger) error {
 	if now.MonotonicNs < was.MonotonicNs {
 		log.Warn("this host's monotonic clock is behind the image's: programs that wait for a point of it wait longer",
 			slog.Uint64("image_ns", was.MonotonicNs), slog.Uint64("host_ns", now.MonotonicNs))
+	}
+	return checkHugePool(mem.HugePool(img.MMs), hugePoolDir)
+}
+
+// hugePoolDir is where the kernel tells of its pool of 2 MiB pages.
+const hugePoolDir = "/sys/kernel/mm/hugepages/hugepages-2048kB"
+
+// checkHugePool refuses an image that needs more huge pages than the host has to
+// give: those that are free and not promised to a mapping, and those that it may
+// make beyond its pool.
+func checkHugePool(need uint64, dir string) error {
+	if need == 0 {
+		return nil
+	}
+	n := map[string]uint64{}
+	for _, name := range []string{"free_hugepages", "resv_hugepages", "nr_overcommit_hugepages", "surplus_hugepages"} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return fmt.Errorf("the image needs %d huge pages of 2 MiB: %w: %w", need, errs.ErrHost, err)
+		}
+		if n[name], err = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64); err != nil {
+			return fmt.Errorf("%s: %w", filepath.Join(dir, name), err)
+		}
+	}
+	more := n["nr_overcommit_hugepages"] - min(n["nr_overcommit_hugepages"], n["surplus_hugepages"])
+	have := n["free_hugepages"] - min(n["free_hugepages"], n["resv_hugepages"]) + more
+	if need > have {
+		return fmt.Errorf("the image needs %d huge pages of 2 MiB, this host has %d to give: %w", need, have, errs.ErrHost)
 	}
 	return nil
 }

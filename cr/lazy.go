@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -138,19 +139,25 @@ func extentEnd(e *blob.Extent) uint64 { return e.Start + uint64(e.Pages)*mem.Pag
 
 // later says whether the pages of v may come while the program runs. Locked
 // memory promises that no fault waits; a child does not inherit the pages of
-// MADV_WIPEONFORK, of which no event tells; and a stack is needed at once.
+// MADV_WIPEONFORK, of which no event tells; a stack is needed at once; and pages of
+// the pool are made by the program alone.
 func later(v *blob.VMA) bool {
 	const not = blob.VMAFlag_VMA_LOCKED | blob.VMAFlag_VMA_LOCKONFAULT |
-		blob.VMAFlag_VMA_WIPEONFORK | blob.VMAFlag_VMA_GROWSDOWN
+		blob.VMAFlag_VMA_WIPEONFORK | blob.VMAFlag_VMA_GROWSDOWN | blob.VMAFlag_VMA_HUGETLB
 	return v.Kind == blob.VMA_ANON && !v.Shared && v.Flags&uint64(not) == 0
 }
 
-// eager are the extents that are filled before the container goes on.
-func (l *lazily) eager(m *blob.MM) []*blob.Extent {
+// before is what a member lacks when the container goes on. Huge pages of what is
+// filled later come as small ones: the kernel may join them again.
+func (l *lazily) before(m *blob.MM) lack {
 	if l == nil {
-		return m.Extents
+		return lack{m.Extents, m.Huge, m.Vmas}
 	}
-	return l.parts[m.Id].eager
+	part := l.parts[m.Id]
+	huge := slices.DeleteFunc(slices.Clone(m.Huge), func(h *blob.Huge) bool {
+		return slices.ContainsFunc(part.watched, func(w mem.Region) bool { return w.Start <= h.Start && h.Start < w.End })
+	})
+	return lack{part.eager, huge, m.Vmas}
 }
 
 // watch hands over what is filled later. From then on a fault there is served,

@@ -2,9 +2,7 @@ package cr
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -14,14 +12,13 @@ import (
 	"github.com/stasis-cr/stasis/cr/mem"
 	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/remote"
-	"github.com/stasis-cr/stasis/cr/sys"
 )
 
-// memory is the memory of all members between being mapped and being filled.
-type memory struct {
-	plan    *mem.Plan
-	targets []*mem.TaskTarget
-	shared  map[uint32]*sharedMemory // by contents id
+// lack is what a member's memory still needs once it is mapped.
+type lack struct {
+	extents []*blob.Extent // pages to be written
+	huge    []*blob.Huge   // huge pages to be made
+	fresh   []*blob.VMA    // mappings that nothing is in yet
 }
 
 // sharedMemory is a piece of anonymous shared memory. Init maps the whole of it
@@ -30,81 +27,77 @@ type sharedMemory struct {
 	file *os.File
 	at   remote.Addr
 	size uint64
+	want []*blob.Extent // by address in init
 }
 
 // filesPerMap bounds how many files one process is sent at once to map.
 const filesPerMap = 16
 
-// mapAll gives every member the mappings of its image, still empty.
+// mapAll gives every member the mappings of its image, still empty, that has not
+// got them at its birth.
 func (r *restorer) mapAll(ctx context.Context) error {
-	r.memory = &memory{plan: mem.NewPlan(r.img.Pages), shared: map[uint32]*sharedMemory{}}
-	return r.each(ctx, r.mapMember)
+	return r.each(ctx, func(ctx context.Context, m *member) error { return r.mapMember(ctx, m, nil) })
 }
 
-// mapMember replaces what a member has mapped by what it had.
-func (r *restorer) mapMember(ctx context.Context, m *member) error {
-	scratch := m.own.Whole()
-	via := scratch.End
-	maps, err := procfs.ReadMaps(m.hostPID)
-	if err != nil {
-		return err
+// mapMember replaces what a member has mapped by what it had, but for what it
+// keeps of its parent's. Init is mapped before all others: shared memory is made
+// in it.
+func (r *restorer) mapMember(ctx context.Context, m *member, in *mem.Inheritance) error {
+	if m.mapped {
+		return nil
 	}
-	var unmap []remote.Call
-	var vdso mem.Vdso
-	for i := range maps {
-		v := &maps[i]
-		kind, skip, _ := vmaKind(&procfs.SMap{Mapping: *v}) //nolint:errcheck // whatever it is, it goes
-		switch {
-		case skip || remote.Addr(v.Start) >= scratch.Start && remote.Addr(v.Start) < scratch.End:
-		case kind == blob.VMA_VDSO || kind == blob.VMA_VVAR:
-			vdso = append(vdso, mem.Region{Start: v.Start, End: v.End})
-		default:
-			unmap = append(unmap, remote.Call{NR: unix.SYS_MUNMAP, Args: [6]uint64{v.Start, v.End - v.Start}})
-		}
+	held := make([]mem.Region, 0)
+	m.lacks = r.lazy.before(m.mm)
+	if in != nil {
+		m.lacks = lack{in.Want, in.Huge, in.Fresh}
+		held = mem.RegionsOf(in.Held)
 	}
-	moves, err := vdso.Move(mem.VdsoOf(m.mm), via)
-	if err != nil {
-		return err
-	}
-	if err := batch(ctx, m.own, append(unmap, moves...)); err != nil {
+	if err := r.clear(ctx, m, held); err != nil {
 		return err
 	}
 	if err := r.mapVMAs(ctx, m); err != nil {
 		return err
 	}
-	if err := r.setMM(ctx, m); err != nil {
-		return err
-	}
-	target, err := mem.NewTaskTarget(m.hostPID)
+	m.mapped = true
+	return r.setMM(ctx, m)
+}
+
+// clear unmaps all that a member has, but for what is held and the kernel's own
+// mappings, which it moves to their place.
+func (r *restorer) clear(ctx context.Context, m *member, held []mem.Region) error {
+	scratch := m.own.Whole()
+	maps, err := procfs.ReadMaps(m.hostPID)
 	if err != nil {
 		return err
 	}
-	r.memory.targets = append(r.memory.targets, target)
-	r.memory.plan.Want(r.lazy.eager(m.mm), target)
-	r.watchMember(ctx, m, target)
-	return nil
-}
-
-// watchMember has a userfaultfd fill the memory of a member, where that pays and
-// the kernel can: it is faster, not better.
-func (r *restorer) watchMember(ctx context.Context, m *member, target *mem.TaskTarget) {
-	regions := mem.Watchable(m.mm)
-	if len(regions) == 0 {
-		return
+	var calls []remote.Call
+	var vdso mem.Vdso
+	for i := range maps {
+		v := &maps[i]
+		at := mem.Region{Start: v.Start, End: v.End}
+		kind, skip, _ := vmaKind(&procfs.SMap{Mapping: *v}) //nolint:errcheck // whatever it is, it goes
+		switch {
+		case skip || remote.Addr(v.Start) >= scratch.Start && remote.Addr(v.Start) < scratch.End:
+		case kind == blob.VMA_VDSO || kind == blob.VMA_VVAR:
+			vdso = append(vdso, at)
+		default:
+			for _, r := range mem.Subtract(at, held) {
+				calls = append(calls, remote.Call{NR: unix.SYS_MUNMAP, Args: [6]uint64{r.Start, r.End - r.Start}})
+			}
+		}
 	}
-	uffd, err := mem.OpenUserfault(ctx, m.own, r.channel, sys.UFFDUserModeOnly, 0)
+	moves, err := vdso.Move(mem.VdsoOf(m.mm), scratch.End)
 	if err != nil {
-		r.log.Debug("memory is filled without a userfaultfd", slog.Int("pid", int(m.rec.Pid)), slog.Any("why", err))
-		return
+		return err
 	}
-	target.Watch(uffd, regions)
+	return batch(ctx, m.own, append(calls, moves...))
 }
 
-// mapVMAs makes the mappings, a few files at a time.
+// mapVMAs makes the mappings that a member lacks, a few files at a time.
 func (r *restorer) mapVMAs(ctx context.Context, m *member) error {
 	var calls []remote.Call
 	var behind []*blob.VMA
-	for _, v := range m.mm.Vmas {
+	for _, v := range m.lacks.fresh {
 		switch v.Kind {
 		case blob.VMA_ANON:
 			calls = append(append(calls, mem.MapCall(v, -1)), mem.AdviceCalls(v)...)
@@ -166,14 +159,14 @@ func (r *restorer) behind(ctx context.Context, v *blob.VMA) (*os.File, error) {
 	if v.Kind == blob.VMA_FILE {
 		return r.objects.Mapping(ctx, v.File, v.Shared, v.Flags&uint64(blob.VMAFlag_VMA_MAYWRITE) != 0)
 	}
-	if s := r.memory.shared[v.Contents]; s != nil {
+	if s := r.shared[v.Contents]; s != nil {
 		return s.file, nil
 	}
 	s, err := r.makeShared(ctx, r.contents[v.Contents])
 	if err != nil {
 		return nil, fmt.Errorf("shared memory: %w", err)
 	}
-	r.memory.shared[v.Contents] = s
+	r.shared[v.Contents] = s
 	return s.file, nil
 }
 
@@ -204,13 +197,7 @@ func (r *restorer) makeShared(ctx context.Context, c *blob.Contents) (*sharedMem
 	if err != nil {
 		return nil, err
 	}
-	target, err := mem.NewTaskTarget(init.hostPID)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	r.memory.targets = append(r.memory.targets, target)
-	r.memory.plan.Want(shift(c.Extents, uint64(at)), target)
-	return &sharedMemory{f, at, size}, nil
+	return &sharedMemory{f, at, size, shift(c.Extents, uint64(at))}, nil
 }
 
 // shift returns extents that begin at an address instead of at offset 0.
@@ -236,43 +223,6 @@ func (r *restorer) setMM(ctx context.Context, m *member) error {
 	}
 	_, err = m.own.Call(ctx, unix.SYS_PRCTL, unix.PR_SET_MM, unix.PR_SET_MM_MAP, uint64(at), uint64(len(b)), 0)
 	return wrap("prctl PR_SET_MM_MAP", err)
-}
-
-// fill puts every page where it belongs, then locks and seals.
-func (r *restorer) fill(ctx context.Context) (err error) {
-	defer func() { err = errors.Join(err, r.memory.close()) }()
-	stop := watch(ctx, r.o.Progress, "memory", r.memory.plan.Progress)
-	err = r.memory.plan.Fill(ctx, r.pages)
-	stop()
-	if err != nil {
-		return err
-	}
-	var calls []remote.Call
-	for _, s := range r.memory.shared {
-		calls = append(calls, remote.Call{NR: unix.SYS_MUNMAP, Args: [6]uint64{uint64(s.at), s.size}})
-	}
-	if err := batch(ctx, r.members[1].own, calls); err != nil {
-		return err
-	}
-	return r.each(ctx, func(ctx context.Context, m *member) error {
-		var calls []remote.Call
-		for _, v := range m.mm.Vmas {
-			calls = append(calls, mem.SealCalls(v)...)
-		}
-		return batch(ctx, m.own, calls)
-	})
-}
-
-func (m *memory) close() error {
-	var all error
-	for _, t := range m.targets {
-		all = errors.Join(all, t.Close())
-	}
-	for _, s := range m.shared {
-		all = errors.Join(all, s.file.Close())
-	}
-	m.targets, m.shared = nil, map[uint32]*sharedMemory{}
-	return all
 }
 
 // batch makes calls in a task, as many at a time as its scratch memory holds;

@@ -283,6 +283,66 @@ func TestCheckHost(t *testing.T) {
 	}
 }
 
+func TestHugePool(t *testing.T) {
+	pool := func(change func(*procfs.SMap)) *procfs.SMap {
+		m := &procfs.SMap{
+			Mapping: procfs.Mapping{Inode: 5, Name: "/anon_hugepage (deleted)"}, Flags: procfs.VMHugeTLB, KernelPageSize: 2 << 20,
+		}
+		change(m)
+		return m
+	}
+	for name, c := range map[string]struct {
+		m    *procfs.SMap
+		want string
+	}{
+		"private":          {pool(func(*procfs.SMap) {}), ""},
+		"shared":           {pool(func(m *procfs.SMap) { m.Shared = true }), "hugetlbfs"},
+		"larger":           {pool(func(m *procfs.SMap) { m.KernelPageSize = 1 << 30 }), "hugetlbfs"},
+		"of a file system": {pool(func(m *procfs.SMap) { m.Name = "/dev/hugepages/x" }), "hugetlbfs"},
+	} {
+		kind, skip, err := vmaKind(c.m)
+		switch {
+		case c.want == "" && (kind != blob.VMA_ANON || skip || err != nil):
+			t.Errorf("%s: %v, %t, %v", name, kind, skip, err)
+		case c.want != "" && (!errors.Is(err, errs.ErrUnsupported) || !strings.Contains(err.Error(), c.want)):
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestCheckHugePool(t *testing.T) {
+	for _, c := range []struct {
+		free, reserved, overcommit, surplus string
+		need                                uint64
+		want                                string
+	}{
+		{"7", "0", "0", "0", 7, ""},
+		{"7", "1", "0", "0", 7, "needs 7 huge pages of 2 MiB, this host has 6"},
+		{"2", "3", "0", "0", 1, "this host has 0"},
+		{"7", "1", "3", "2", 7, ""},
+		{"0", "0", "3", "4", 1, "this host has 0"},
+		{"x", "0", "0", "0", 1, "free_hugepages"},
+		{"x", "0", "0", "0", 0, ""},
+	} {
+		dir := t.TempDir()
+		for name, n := range map[string]string{
+			"free_hugepages": c.free, "resv_hugepages": c.reserved,
+			"nr_overcommit_hugepages": c.overcommit, "surplus_hugepages": c.surplus,
+		} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(n+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := checkHugePool(c.need, dir)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	if err := checkHugePool(1, t.TempDir()); !errors.Is(err, errs.ErrHost) {
+		t.Errorf("a kernel without a pool: %v", err)
+	}
+}
+
 func TestFlatten(t *testing.T) {
 	a, b, c := errors.New("a"), errors.New("b"), errors.New("c")
 	two := fmt.Errorf("open: %w: %w", a, b) // one error with two causes

@@ -43,8 +43,8 @@ type restorer struct {
 	setter    *namespaces.PIDSetter
 	channel   *remote.Channel
 	channelFD remote.FD
-	memory    *memory
-	lazy      *lazily // nil: memory is filled before the container goes on
+	shared    map[uint32]*sharedMemory // by contents id
+	lazy      *lazily                  // nil: memory is filled before the container goes on
 }
 
 func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blank, steps []task.Step,
@@ -53,7 +53,7 @@ func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blan
 	img := image.Image()
 	r := &restorer{
 		o: o, image: image, img: img, b: b, log: log,
-		processes: map[int32]*blob.Process{}, mms: map[uint32]*blob.MM{}, contents: map[uint32]*blob.Contents{},
+		processes: map[int32]*blob.Process{}, mms: map[uint32]*blob.MM{}, contents: map[uint32]*blob.Contents{}, shared: map[uint32]*sharedMemory{},
 		tables: map[uint32]*blob.FDTable{}, members: map[int32]*member{},
 		filters: task.NewFilters(img.Seccomp), channelFD: object.FreeFD(img.FDTables),
 	}
@@ -99,7 +99,7 @@ func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, b *blan
 // close gives up what only the restore itself needs. The members live on, or
 // have been killed.
 func (r *restorer) close() error {
-	var all error
+	all := r.closeShared()
 	if r.setter != nil {
 		all = errors.Join(all, r.setter.Close())
 		r.setter = nil

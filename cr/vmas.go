@@ -9,6 +9,7 @@ import (
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/errs"
+	"github.com/stasis-cr/stasis/cr/mem"
 	"github.com/stasis-cr/stasis/cr/object"
 	"github.com/stasis-cr/stasis/cr/procfs"
 )
@@ -32,6 +33,7 @@ var vmaFlags = []struct {
 	{procfs.VMNoReserve, blob.VMAFlag_VMA_NORESERVE},
 	{procfs.VMSealed, blob.VMAFlag_VMA_SEALED},
 	{procfs.VMAccount, blob.VMAFlag_VMA_ACCOUNT},
+	{procfs.VMHugeTLB, blob.VMAFlag_VMA_HUGETLB},
 }
 
 // vmaKind sorts a mapping. An error says why it can't be saved; skip is true
@@ -49,6 +51,8 @@ func vmaKind(m *procfs.SMap) (kind blob.VMA_Kind, skip bool, err error) {
 		return 0, false, fmt.Errorf("%s (%s): %w", why, m.Name, errs.ErrUnsupported)
 	}
 	switch {
+	case m.Flags&procfs.VMHugeTLB != 0:
+		return blob.VMA_ANON, false, nil
 	case m.Shared && strings.HasPrefix(m.Name, "/dev/zero (deleted)"):
 		return blob.VMA_SHMEM, false, nil
 	case m.Inode == 0 && !m.Shared:
@@ -66,7 +70,6 @@ func unsaveable(m *procfs.SMap) string {
 		flag procfs.VMFlag
 		why  string
 	}{
-		{procfs.VMHugeTLB, "memory of hugetlbfs"},
 		{procfs.VMIO | procfs.VMPFNMap, "memory of a device"},
 		{procfs.VMShadowStack, "a shadow stack"},
 		{procfs.VMUffdMissing | procfs.VMUffdWP | procfs.VMUffdMinor, "memory watched by a userfaultfd"},
@@ -75,6 +78,9 @@ func unsaveable(m *procfs.SMap) string {
 		if m.Flags&s.flag != 0 {
 			return s.why
 		}
+	}
+	if m.Flags&procfs.VMHugeTLB != 0 && !hugePool(m) {
+		return "memory of hugetlbfs that is not private, or not of 2 MiB pages"
 	}
 	if m.OtherFlags != "" {
 		return fmt.Sprintf("memory with the flags %q, which are newer than this engine", m.OtherFlags)
@@ -88,6 +94,12 @@ func unsaveable(m *procfs.SMap) string {
 		return "memory of a kernel object"
 	}
 	return ""
+}
+
+// hugePool says that a mapping is private memory of 2 MiB pages of the pool, made
+// without a file: MAP_HUGETLB. The kernel shows it as a file of its own.
+func hugePool(m *procfs.SMap) bool {
+	return !m.Shared && m.KernelPageSize == mem.HugeSize && strings.HasPrefix(m.Name, "/anon_hugepage")
 }
 
 // surveyMappings lists the mappings that can't be saved.

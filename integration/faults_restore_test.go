@@ -22,9 +22,9 @@ import (
 	"github.com/stasis-cr/stasis/integration/progs/box"
 )
 
-// family has children, a pipe between two of them, a thread, a zombie and files
-// in a tmpfs.
-const familyScript = `echo kept > /tmp/kept; { sleep 100000 | sleep 100001; } & /bin/cprogs threads & ` + countAndFork
+// family has children, one of which shares its memory, a pipe between two of them,
+// a thread, a zombie and files in a tmpfs.
+const familyScript = `echo kept > /tmp/kept; while :; do sleep 100000; done & { sleep 100000 | sleep 100001; } & /bin/cprogs threads & ` + countAndFork
 
 // load restores the container from an image in a bundle of its own.
 func (r *trial) load(spec, image string) outcome {

@@ -43,8 +43,8 @@ func endPoints() []string { return []string{"committed", "ended"} }
 // restorePoints are the steps of a restore in their order.
 func restorePoints() []string {
 	return []string{
-		"checked", "created", "seized-init", "launched", "restore-namespaces", "restore-forked", "restore-grow",
-		"restore-map", "restore-fill", "restore-watch", "prepared-objects", "restore-files", "restore-threads", "restore-state",
+		"checked", "created", "seized-init", "launched", "restore-namespaces", "restore-forked", "restore-inherited", "restore-grow",
+		"restore-map", "restore-filling", "restore-fill", "restore-watch", "prepared-objects", "restore-files", "restore-threads", "restore-state",
 		"restore-zombies", "restore-finish", "restore-leave", "restore-releasing",
 	}
 }

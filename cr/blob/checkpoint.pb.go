@@ -48,6 +48,7 @@ const (
 	VMAFlag_VMA_SEALED      VMAFlag = 4096
 	VMAFlag_VMA_MAYWRITE    VMAFlag = 8192  // of a shared file mapping
 	VMAFlag_VMA_ACCOUNT     VMAFlag = 16384 // counted as committed memory: it could be written once
+	VMAFlag_VMA_HUGETLB     VMAFlag = 32768 // ANON of 2 MiB pages from the host's pool; since revision 2
 )
 
 // Enum value maps for VMAFlag.
@@ -69,6 +70,7 @@ var (
 		4096:  "VMA_SEALED",
 		8192:  "VMA_MAYWRITE",
 		16384: "VMA_ACCOUNT",
+		32768: "VMA_HUGETLB",
 	}
 	VMAFlag_value = map[string]int32{
 		"VMA_NONE":        0,
@@ -87,6 +89,7 @@ var (
 		"VMA_SEALED":      4096,
 		"VMA_MAYWRITE":    8192,
 		"VMA_ACCOUNT":     16384,
+		"VMA_HUGETLB":     32768,
 	}
 )
 
@@ -270,7 +273,7 @@ func (x VMA_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use VMA_Kind.Descriptor instead.
 func (VMA_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{25, 0}
+	return file_checkpoint_proto_rawDescGZIP(), []int{26, 0}
 }
 
 type Chunk_Codec int32
@@ -313,7 +316,7 @@ func (x Chunk_Codec) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Chunk_Codec.Descriptor instead.
 func (Chunk_Codec) EnumDescriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{29, 0}
+	return file_checkpoint_proto_rawDescGZIP(), []int{30, 0}
 }
 
 // Host is what the checkpointing machine was: a restore compares it.
@@ -2541,6 +2544,7 @@ type MM struct {
 	Exe           uint32                 `protobuf:"varint,14,opt,name=exe,proto3" json:"exe,omitempty"`        // file id
 	Vmas          []*VMA                 `protobuf:"bytes,15,rep,name=vmas,proto3" json:"vmas,omitempty"`       // ascending, disjoint
 	Extents       []*Extent              `protobuf:"bytes,16,rep,name=extents,proto3" json:"extents,omitempty"` // private pages, ascending by address
+	Huge          []*Huge                `protobuf:"bytes,17,rep,name=huge,proto3" json:"huge,omitempty"`       // ascending, disjoint; since revision 2
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2687,6 +2691,67 @@ func (x *MM) GetExtents() []*Extent {
 	return nil
 }
 
+func (x *MM) GetHuge() []*Huge {
+	if x != nil {
+		return x.Huge
+	}
+	return nil
+}
+
+// Huge is a run of transparent huge pages of private anonymous memory. An image
+// of revision 1 does not say which there were.
+type Huge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"` // a multiple of 2 MiB
+	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"` // pages of 2 MiB
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Huge) Reset() {
+	*x = Huge{}
+	mi := &file_checkpoint_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Huge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Huge) ProtoMessage() {}
+
+func (x *Huge) ProtoReflect() protoreflect.Message {
+	mi := &file_checkpoint_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Huge.ProtoReflect.Descriptor instead.
+func (*Huge) Descriptor() ([]byte, []int) {
+	return file_checkpoint_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Huge) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Huge) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type VMA struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Start         uint64                 `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
@@ -2705,7 +2770,7 @@ type VMA struct {
 
 func (x *VMA) Reset() {
 	*x = VMA{}
-	mi := &file_checkpoint_proto_msgTypes[25]
+	mi := &file_checkpoint_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +2782,7 @@ func (x *VMA) String() string {
 func (*VMA) ProtoMessage() {}
 
 func (x *VMA) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[25]
+	mi := &file_checkpoint_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +2795,7 @@ func (x *VMA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMA.ProtoReflect.Descriptor instead.
 func (*VMA) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{25}
+	return file_checkpoint_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *VMA) GetStart() uint64 {
@@ -2816,7 +2881,7 @@ type Extent struct {
 
 func (x *Extent) Reset() {
 	*x = Extent{}
-	mi := &file_checkpoint_proto_msgTypes[26]
+	mi := &file_checkpoint_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2828,7 +2893,7 @@ func (x *Extent) String() string {
 func (*Extent) ProtoMessage() {}
 
 func (x *Extent) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[26]
+	mi := &file_checkpoint_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2841,7 +2906,7 @@ func (x *Extent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Extent.ProtoReflect.Descriptor instead.
 func (*Extent) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{26}
+	return file_checkpoint_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Extent) GetStart() uint64 {
@@ -2885,7 +2950,7 @@ type Contents struct {
 
 func (x *Contents) Reset() {
 	*x = Contents{}
-	mi := &file_checkpoint_proto_msgTypes[27]
+	mi := &file_checkpoint_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +2962,7 @@ func (x *Contents) String() string {
 func (*Contents) ProtoMessage() {}
 
 func (x *Contents) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[27]
+	mi := &file_checkpoint_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +2975,7 @@ func (x *Contents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contents.ProtoReflect.Descriptor instead.
 func (*Contents) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{27}
+	return file_checkpoint_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Contents) GetId() uint32 {
@@ -2946,7 +3011,7 @@ type PageStore struct {
 
 func (x *PageStore) Reset() {
 	*x = PageStore{}
-	mi := &file_checkpoint_proto_msgTypes[28]
+	mi := &file_checkpoint_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2958,7 +3023,7 @@ func (x *PageStore) String() string {
 func (*PageStore) ProtoMessage() {}
 
 func (x *PageStore) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[28]
+	mi := &file_checkpoint_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2971,7 +3036,7 @@ func (x *PageStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageStore.ProtoReflect.Descriptor instead.
 func (*PageStore) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{28}
+	return file_checkpoint_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PageStore) GetFile() string {
@@ -3008,7 +3073,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_checkpoint_proto_msgTypes[29]
+	mi := &file_checkpoint_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3020,7 +3085,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[29]
+	mi := &file_checkpoint_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3033,7 +3098,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{29}
+	return file_checkpoint_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Chunk) GetOffset() uint64 {
@@ -3304,7 +3369,7 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\x04Kind\x12\t\n" +
 	"\x05FLOCK\x10\x00\x12\t\n" +
 	"\x05POSIX\x10\x01\x12\a\n" +
-	"\x03OFD\x10\x02\"\xbb\x03\n" +
+	"\x03OFD\x10\x02\"\xe0\x03\n" +
 	"\x02MM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1d\n" +
 	"\n" +
@@ -3325,7 +3390,11 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\x04auxv\x18\r \x01(\fR\x04auxv\x12\x10\n" +
 	"\x03exe\x18\x0e \x01(\rR\x03exe\x12\"\n" +
 	"\x04vmas\x18\x0f \x03(\v2\x0e.stasis.v1.VMAR\x04vmas\x12+\n" +
-	"\aextents\x18\x10 \x03(\v2\x11.stasis.v1.ExtentR\aextents\"\xbd\x02\n" +
+	"\aextents\x18\x10 \x03(\v2\x11.stasis.v1.ExtentR\aextents\x12#\n" +
+	"\x04huge\x18\x11 \x03(\v2\x0f.stasis.v1.HugeR\x04huge\"2\n" +
+	"\x04Huge\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"\xbd\x02\n" +
 	"\x03VMA\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\x12\x12\n" +
@@ -3365,7 +3434,7 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\x05codec\x18\x04 \x01(\x0e2\x16.stasis.v1.Chunk.CodecR\x05codec\x12\x10\n" +
 	"\x03crc\x18\x05 \x01(\rR\x03crc\"\x10\n" +
 	"\x05Codec\x12\a\n" +
-	"\x03RAW\x10\x00*\xb4\x02\n" +
+	"\x03RAW\x10\x00*\xc7\x02\n" +
 	"\aVMAFlag\x12\f\n" +
 	"\bVMA_NONE\x10\x00\x12\x11\n" +
 	"\rVMA_GROWSDOWN\x10\x01\x12\x0e\n" +
@@ -3384,7 +3453,8 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\n" +
 	"VMA_SEALED\x10\x80 \x12\x11\n" +
 	"\fVMA_MAYWRITE\x10\x80@\x12\x11\n" +
-	"\vVMA_ACCOUNT\x10\x80\x80\x01B%Z#github.com/stasis-cr/stasis/cr/blobb\x06proto3"
+	"\vVMA_ACCOUNT\x10\x80\x80\x01\x12\x11\n" +
+	"\vVMA_HUGETLB\x10\x80\x80\x02B%Z#github.com/stasis-cr/stasis/cr/blobb\x06proto3"
 
 var (
 	file_checkpoint_proto_rawDescOnce sync.Once
@@ -3399,7 +3469,7 @@ func file_checkpoint_proto_rawDescGZIP() []byte {
 }
 
 var file_checkpoint_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_checkpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_checkpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_checkpoint_proto_goTypes = []any{
 	(VMAFlag)(0),          // 0: stasis.v1.VMAFlag
 	(Process_State)(0),    // 1: stasis.v1.Process.State
@@ -3431,11 +3501,12 @@ var file_checkpoint_proto_goTypes = []any{
 	(*FD)(nil),            // 27: stasis.v1.FD
 	(*FileLock)(nil),      // 28: stasis.v1.FileLock
 	(*MM)(nil),            // 29: stasis.v1.MM
-	(*VMA)(nil),           // 30: stasis.v1.VMA
-	(*Extent)(nil),        // 31: stasis.v1.Extent
-	(*Contents)(nil),      // 32: stasis.v1.Contents
-	(*PageStore)(nil),     // 33: stasis.v1.PageStore
-	(*Chunk)(nil),         // 34: stasis.v1.Chunk
+	(*Huge)(nil),          // 30: stasis.v1.Huge
+	(*VMA)(nil),           // 31: stasis.v1.VMA
+	(*Extent)(nil),        // 32: stasis.v1.Extent
+	(*Contents)(nil),      // 33: stasis.v1.Contents
+	(*PageStore)(nil),     // 34: stasis.v1.PageStore
+	(*Chunk)(nil),         // 35: stasis.v1.Chunk
 }
 var file_checkpoint_proto_depIdxs = []int32{
 	7,  // 0: stasis.v1.Container.console:type_name -> stasis.v1.Console
@@ -3460,17 +3531,18 @@ var file_checkpoint_proto_depIdxs = []int32{
 	19, // 19: stasis.v1.Seccomp.filters:type_name -> stasis.v1.SeccompFilter
 	27, // 20: stasis.v1.FDTable.fds:type_name -> stasis.v1.FD
 	2,  // 21: stasis.v1.FileLock.kind:type_name -> stasis.v1.FileLock.Kind
-	30, // 22: stasis.v1.MM.vmas:type_name -> stasis.v1.VMA
-	31, // 23: stasis.v1.MM.extents:type_name -> stasis.v1.Extent
-	3,  // 24: stasis.v1.VMA.kind:type_name -> stasis.v1.VMA.Kind
-	31, // 25: stasis.v1.Contents.extents:type_name -> stasis.v1.Extent
-	34, // 26: stasis.v1.PageStore.chunks:type_name -> stasis.v1.Chunk
-	4,  // 27: stasis.v1.Chunk.codec:type_name -> stasis.v1.Chunk.Codec
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	31, // 22: stasis.v1.MM.vmas:type_name -> stasis.v1.VMA
+	32, // 23: stasis.v1.MM.extents:type_name -> stasis.v1.Extent
+	30, // 24: stasis.v1.MM.huge:type_name -> stasis.v1.Huge
+	3,  // 25: stasis.v1.VMA.kind:type_name -> stasis.v1.VMA.Kind
+	32, // 26: stasis.v1.Contents.extents:type_name -> stasis.v1.Extent
+	35, // 27: stasis.v1.PageStore.chunks:type_name -> stasis.v1.Chunk
+	4,  // 28: stasis.v1.Chunk.codec:type_name -> stasis.v1.Chunk.Codec
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_checkpoint_proto_init() }
@@ -3484,7 +3556,7 @@ func file_checkpoint_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_checkpoint_proto_rawDesc), len(file_checkpoint_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -5,8 +5,11 @@ import "google.golang.org/protobuf/proto"
 // part is one kind of section: which records of an image go there.
 type part struct {
 	tag  string // never reused
-	rev  uint16 // of the message, raised with every field that is added to it
+	rev  uint16 // of the message, raised with everything that is added to it
 	many bool   // any number of them; else at most one
+	// older refuses a record of an older revision that holds what only later ones
+	// can; nil if there is none.
+	older func(rev uint16, m proto.Message) error
 	// records lists an image's, in order.
 	records func(*Image) []proto.Message
 	// add puts an empty record into an image and returns it.
@@ -25,9 +28,15 @@ func parts() []part {
 		list("CNTS", 1, func(i *Image) *[]*Contents { return &i.Contents }),
 		list("FILE", 1, func(i *Image) *[]*File { return &i.Files }),
 		list("FDTB", 1, func(i *Image) *[]*FDTable { return &i.FDTables }),
-		list("MEMM", 1, func(i *Image) *[]*MM { return &i.MMs }),
+		list("MEMM", 2, func(i *Image) *[]*MM { return &i.MMs }).was(mmsWere),
 		list("PROC", 1, func(i *Image) *[]*Process { return &i.Processes }),
 	}
+}
+
+// was gives p the check of its older revisions.
+func (p part) was(older func(rev uint16, m proto.Message) error) part {
+	p.older = older
+	return p
 }
 
 // message is a pointer to a record.

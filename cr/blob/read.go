@@ -131,7 +131,11 @@ func (r *reader) record(s section) error {
 		return fmt.Errorf("out of order: %w", errs.ErrCorrupt)
 	}
 	r.at, r.has = p, true
-	return decode(b, r.parts[p].add(r.img))
+	m := r.parts[p].add(r.img)
+	if err := decode(b, m); err != nil || s.rev == r.parts[p].rev || r.parts[p].older == nil {
+		return err
+	}
+	return r.parts[p].older(s.rev, m)
 }
 
 func (r *reader) find(tag string) int {

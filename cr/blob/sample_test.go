@@ -117,11 +117,14 @@ func sampleMM(id uint32) *MM {
 				Start: 0x700000, End: 0x701000, Prot: 3, Kind: VMA_FILE, File: 6, Shared: true,
 				Flags: uint64(VMAFlag_VMA_MAYWRITE),
 			},
+			{Start: 0x800000, End: 0xe00000, Prot: 3},
+			{Start: 0x1000000, End: 0x1400000, Prot: 3, Flags: uint64(VMAFlag_VMA_HUGETLB), Name: "/anon_hugepage (deleted)"},
 			{Start: 0x7ffff7fc0000, End: 0x7ffff7fc4000, Prot: 1, Kind: VMA_VVAR, Name: "[vvar]"},
 			{Start: 0x7ffff7fc4000, End: 0x7ffff7fc6000, Prot: 5, Kind: VMA_VDSO, Name: "[vdso]"},
 			{Start: vsyscallPage, End: vsyscallPage + 4096, Prot: 4, Kind: VMA_VSYSCALL, Name: "[vsyscall]"},
 		},
 		Extents: []*Extent{{Start: 0x400000, Pages: 1, Chunk: 1}, {Start: 0x503000, Pages: 2}},
+		Huge:    []*Huge{{Start: 0x800000, Count: 1}, {Start: 0xa00000, Count: 2}},
 	}
 }
 

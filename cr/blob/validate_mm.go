@@ -2,7 +2,10 @@ package blob
 
 import (
 	"fmt"
+	"slices"
 	"sort"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/stasis-cr/stasis/cr/errs"
 )
@@ -11,7 +14,8 @@ const (
 	maxVMAs      = 1 << 21
 	maxAuxv      = 4096
 	knownProt    = 7 // PROT_READ, PROT_WRITE, PROT_EXEC
-	knownVMA     = 2*uint64(VMAFlag_VMA_ACCOUNT) - 1
+	knownVMA     = 2*uint64(VMAFlag_VMA_HUGETLB) - 1
+	hugeSize     = 2 << 20
 	vsyscallPage = 0xffffffffff600000
 )
 
@@ -55,8 +59,52 @@ func (v *validator) mm(m *MM) error {
 		}
 		last = a.End
 	}
-	_, err := v.extents(m.Extents, private(m.Vmas))
+	if err := hugePages(m); err != nil {
+		return err
+	}
+	_, err := v.extents(m.Extents, private(m.Vmas, VMA_ANON, VMA_FILE))
 	return err
+}
+
+// hugePages checks the runs of huge pages: ascending, disjoint, and of anonymous
+// memory that is not huge by itself.
+func hugePages(m *MM) error {
+	covers := private(m.Vmas, VMA_ANON)
+	var last uint64
+	for _, h := range m.Huge {
+		end := h.Start + uint64(h.Count)*hugeSize
+		if h.Start%hugeSize != 0 || h.Count == 0 || h.Start < last || h.Start > taskSize || !covers(h.Start, end) {
+			return bad("%d huge pages at %x", h.Count, h.Start)
+		}
+		last = end
+	}
+	for _, a := range m.Vmas {
+		if a.Flags&uint64(VMAFlag_VMA_HUGETLB) != 0 && overlaps(m.Huge, a) {
+			return bad("mapping %x-%x: huge pages of both kinds", a.Start, a.End)
+		}
+	}
+	return nil
+}
+
+func overlaps(huge []*Huge, a *VMA) bool {
+	i := sort.Search(len(huge), func(i int) bool { return huge[i].Start+uint64(huge[i].Count)*hugeSize > a.Start })
+	return i < len(huge) && huge[i].Start < a.End
+}
+
+// mmsWere refuses what a record of revision 1 can't hold.
+func mmsWere(_ uint16, m proto.Message) error {
+	mm, ok := m.(*MM)
+	if !ok {
+		return nil
+	}
+	newer := len(mm.Huge) > 0
+	for _, a := range mm.Vmas {
+		newer = newer || a.Flags&uint64(VMAFlag_VMA_HUGETLB) != 0
+	}
+	if newer {
+		return fmt.Errorf("revision 1 with huge pages: %w", errs.ErrCorrupt)
+	}
+	return nil
 }
 
 func (v *validator) vma(a *VMA) error {
@@ -73,6 +121,9 @@ func (v *validator) vma(a *VMA) error {
 		return fmt.Errorf("unknown flags %#x: %w", a.Flags&^knownVMA, errs.ErrVersion)
 	case a.Offset%pageSize != 0 || a.Offset > maxOffset-(a.End-a.Start):
 		return bad("offset %#x", a.Offset)
+	}
+	if a.Flags&uint64(VMAFlag_VMA_HUGETLB) != 0 && (a.Kind != VMA_ANON || (a.Start|a.End)%hugeSize != 0) {
+		return bad("not a range of huge pages")
 	}
 	return v.backing(a)
 }
@@ -100,16 +151,13 @@ func (v *validator) backing(a *VMA) error {
 	return nil
 }
 
-// private tells whether a range is covered by private mappings, without holes.
-// vmas are ascending.
-func private(vmas []*VMA) func(start, end uint64) bool {
+// private tells whether a range is covered by private mappings of some kinds,
+// without holes. vmas are ascending.
+func private(vmas []*VMA, kinds ...VMA_Kind) func(start, end uint64) bool {
 	return func(start, end uint64) bool {
 		i := sort.Search(len(vmas), func(i int) bool { return vmas[i].End > start })
 		for ; start < end; i++ {
-			if i == len(vmas) || vmas[i].Start > start || vmas[i].Shared {
-				return false
-			}
-			if k := vmas[i].Kind; k != VMA_ANON && k != VMA_FILE {
+			if i == len(vmas) || vmas[i].Start > start || vmas[i].Shared || !slices.Contains(kinds, vmas[i].Kind) {
 				return false
 			}
 			start = vmas[i].End

@@ -129,10 +129,10 @@ func TestSpoiledMM(t *testing.T) {
 		{"empty", vma(0, func(a *VMA) { a.End = a.Start }), "mapping"},
 		{"backwards", vma(0, func(a *VMA) { a.End = 0x1000 }), "mapping"},
 		{"overlap", vma(1, func(a *VMA) { a.Start = 0x400000 }), "ends at 401000"},
-		{"beyond", vma(6, func(a *VMA) { a.End = taskSize + 4096 }), "pages of a task"},
-		{"vsyscall elsewhere", vma(7, func(a *VMA) { a.Start += 4096; a.End += 4096 }), "pages of a task"},
-		{"vsyscall too long", vma(7, func(a *VMA) { a.End += 4096 }), "pages of a task"},
-		{"program up there", vma(7, func(a *VMA) { a.Kind = VMA_ANON }), "pages of a task"},
+		{"beyond", vma(8, func(a *VMA) { a.End = taskSize + 4096 }), "pages of a task"},
+		{"vsyscall elsewhere", vma(9, func(a *VMA) { a.Start += 4096; a.End += 4096 }), "pages of a task"},
+		{"vsyscall too long", vma(9, func(a *VMA) { a.End += 4096 }), "pages of a task"},
+		{"program up there", vma(9, func(a *VMA) { a.Kind = VMA_ANON }), "pages of a task"},
 		{"prot", vma(0, func(a *VMA) { a.Prot = 8 }), "protection"},
 		{"offset", vma(0, func(a *VMA) { a.Offset = 1 }), "offset"},
 		{"offset wraps", vma(0, func(a *VMA) { a.Offset = 1<<63 - 4096 }), "offset"},
@@ -142,6 +142,22 @@ func TestSpoiledMM(t *testing.T) {
 		{"shared anonymous", vma(1, func(a *VMA) { a.Shared = true }), "shared: true"},
 		{"contents", vma(3, func(a *VMA) { a.Contents = 9 }), "contents 9"},
 		{"private shared memory", vma(3, func(a *VMA) { a.Shared = false }), "shared: false"},
+		{"file of huge pages", vma(0, func(a *VMA) { a.Flags = uint64(VMAFlag_VMA_HUGETLB) }), "not a range of huge pages"},
+		{"part of a huge page", vma(6, func(a *VMA) { a.End -= 4096 }), "not a range of huge pages"},
+	})
+}
+
+func TestSpoiledHuge(t *testing.T) {
+	huge := func(n int, f func(*Huge)) func(*Image) { return func(i *Image) { f(i.MMs[0].Huge[n]) } }
+	checkSpoiled(t, errs.ErrCorrupt, []spoiled{
+		{"unaligned", huge(0, func(h *Huge) { h.Start += 4096 }), "1 huge pages at 801000"},
+		{"none", huge(0, func(h *Huge) { h.Count = 0 }), "0 huge pages"},
+		{"overlap", huge(1, func(h *Huge) { h.Start = 0x800000 }), "2 huge pages at 800000"},
+		{"too many", huge(1, func(h *Huge) { h.Count = 3 }), "3 huge pages"},
+		{"most", huge(1, func(h *Huge) { h.Count = 1<<32 - 1 }), "huge pages at a00000"},
+		{"no address", huge(1, func(h *Huge) { h.Start = 1<<64 - hugeSize }), "huge pages at"},
+		{"of a file", huge(0, func(h *Huge) { h.Start = 0x400000 }), "huge pages at 400000"},
+		{"of the pool", huge(1, func(h *Huge) { h.Start = 0x1000000 }), "huge pages of both kinds"},
 	})
 }
 

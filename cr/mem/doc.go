@@ -11,6 +11,8 @@
 // On the way back a [Plan] says what each chunk's pages are needed for, and
 // [Plan.Fill] reads every chunk once, checks it, and hands it to all who need
 // it: for the memory of a task that is a [TaskTarget].
+// [Inherit] says which pages need none of this, because a child gets them from its
+// parent.
 package mem
 
 // PageSize is the only page size of the architectures that the engine knows.

@@ -43,11 +43,16 @@ func Hole(size uint64, used ...[]Region) (remote.Addr, error) {
 
 // Regions lists what the mappings of mm hold.
 func Regions(mm *blob.MM) []Region {
-	out := make([]Region, 0, len(mm.Vmas)+1)
-	for _, v := range mm.Vmas {
+	return append(RegionsOf(mm.Vmas), Region{mm.StartBrk, mm.Brk})
+}
+
+// RegionsOf lists what mappings hold.
+func RegionsOf(vmas []*blob.VMA) []Region {
+	out := make([]Region, 0, len(vmas)+1)
+	for _, v := range vmas {
 		out = append(out, Region{v.Start, v.End})
 	}
-	return append(out, Region{mm.StartBrk, mm.Brk})
+	return out
 }
 
 // Vdso is where the kernel's own mappings of a task are: the data pages and the
@@ -132,6 +137,9 @@ func MapCall(v *blob.VMA, fd remote.FD) remote.Call {
 	if v.Flags&uint64(blob.VMAFlag_VMA_NORESERVE) != 0 {
 		flags |= unix.MAP_NORESERVE
 	}
+	if v.Flags&uint64(blob.VMAFlag_VMA_HUGETLB) != 0 {
+		flags |= unix.MAP_HUGETLB | unix.MAP_HUGE_2MB
+	}
 	prot := uint64(v.Prot)
 	if accountedOnly(v) {
 		prot |= unix.PROT_WRITE
@@ -171,6 +179,15 @@ func AdviceCalls(v *blob.VMA) []remote.Call {
 		if v.Flags&uint64(a.flag) != 0 {
 			calls = append(calls, remote.Call{NR: unix.SYS_MADVISE, Args: [6]uint64{v.Start, v.End - v.Start, a.advice}})
 		}
+	}
+	return calls
+}
+
+// AdviseCalls returns the calls that give regions one advice.
+func AdviseCalls(regions []Region, advice uint64) []remote.Call {
+	calls := make([]remote.Call, 0, len(regions))
+	for _, r := range regions {
+		calls = append(calls, remote.Call{NR: unix.SYS_MADVISE, Args: [6]uint64{r.Start, r.End - r.Start, advice}})
 	}
 	return calls
 }

@@ -106,7 +106,13 @@ func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool) error {
 		if sharing {
 			add = func(r span) error { return s.unshare(pagemap, r, own, common) }
 		}
-		if err := scanVMA(pagemap, v, s.regions, add); err != nil {
+		err := scanVMA(pagemap, v, s.regions, func(r span, huge bool) error {
+			if huge {
+				mm.Huge = appendHuge(mm.Huge, r)
+			}
+			return add(r)
+		})
+		if err != nil {
 			return err
 		}
 		if err := errors.Join(own.flush(), common.flush()); err != nil {

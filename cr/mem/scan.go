@@ -14,13 +14,14 @@ const scanBatch = 4096
 // span is a run of pages: [start, end) in bytes.
 type span struct{ start, end uint64 }
 
-// scanVMA calls f for each run of pages of v that must be saved, in order.
+// scanVMA calls f for each run of pages of v that must be saved, in order, and
+// says whether they are transparent huge pages.
 //
 // In anonymous memory those are the pages that are present or swapped out, but
 // for the shared zero page. A private mapping of a file needs only those that
 // were copied on write: present, and not the file's own. (PAGE_IS_FILE costs ten
 // times as much to ask, so it is asked only there.)
-func scanVMA(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion, f func(span) error) error {
+func scanVMA(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion, f func(s span, huge bool) error) error {
 	scan := sys.PageScan{
 		Start: v.Start, End: v.End,
 		AnyOf:    sys.PagePresent | sys.PageSwapped,
@@ -28,9 +29,12 @@ func scanVMA(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion, f func(span) e
 		Inverted: sys.PagePFNZero,
 		Return:   sys.PagePresent,
 	}
-	if v.Kind == blob.VMA_FILE {
+	switch {
+	case v.Kind == blob.VMA_FILE:
 		scan.Mask |= sys.PageFile
 		scan.Inverted |= sys.PageFile
+	case v.Flags&uint64(blob.VMAFlag_VMA_HUGETLB) == 0:
+		scan.Return |= sys.PageHuge
 	}
 	for {
 		n, err := scan.Scan(pagemap, vec)
@@ -38,7 +42,7 @@ func scanVMA(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion, f func(span) e
 			return err
 		}
 		for _, r := range vec[:n] {
-			if err := f(span{r.Start, r.End}); err != nil {
+			if err := f(span{r.Start, r.End}, r.Categories&sys.PageHuge != 0); err != nil {
 				return err
 			}
 		}

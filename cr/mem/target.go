@@ -23,7 +23,7 @@ type TaskTarget struct {
 	pid     int
 	mem     *os.File
 	uffd    *os.File // nil: nothing is watched
-	watched []Region // ascending
+	watched []Region // what it fills, ascending
 }
 
 // NewTaskTarget opens the memory of pid; the caller closes it. The caller traces
@@ -37,14 +37,14 @@ func NewTaskTarget(pid int) (*TaskTarget, error) {
 }
 
 // Watch registers regions, ascending, with uffd, which belongs to the target
-// from now on. What the kernel does not take is filled as if it had not been
-// named. Until Close a fault in a region that is watched waits for us: nobody
-// may touch its holes.
-func (t *TaskTarget) Watch(uffd *os.File, regions []Region) {
+// from now on. What the kernel does not take, and the huge pages, which are there
+// already, is filled as if it had not been named. Until Close nobody may touch a
+// hole in what is watched.
+func (t *TaskTarget) Watch(uffd *os.File, regions []Region, huge []*blob.Huge) {
 	t.uffd = uffd
 	for _, r := range regions {
 		if sys.UFFDRegister(uffd, r.Start, r.End, sys.UFFDMissing) == nil {
-			t.watched = append(t.watched, r)
+			t.watched = append(t.watched, Subtract(r, hugeRegions(huge))...)
 		}
 	}
 }
@@ -167,18 +167,21 @@ const (
 	watchRegion = 128 << 10
 )
 
-// Watchable lists the mappings of mm that are worth a userfaultfd. There is none
-// if all of them together are not.
-func Watchable(mm *blob.MM) []Region {
+// Watchable lists those of vmas, which get extents and huge pages, that are worth
+// a userfaultfd. There is none if all of them together are not.
+func Watchable(vmas []*blob.VMA, extents []*blob.Extent, huge []*blob.Huge) []Region {
 	var out []Region
 	var all uint64
-	extents := mm.Extents
-	for _, v := range mm.Vmas {
-		if v.Kind != blob.VMA_ANON || v.Shared {
+	for _, v := range vmas {
+		if v.Kind != blob.VMA_ANON || v.Flags&uint64(blob.VMAFlag_VMA_HUGETLB) != 0 {
 			continue
 		}
 		var n uint64
-		if n, extents = bytesWithin(extents, v.Start, v.End); n >= watchRegion {
+		n, extents = bytesWithin(extents, v.Start, v.End)
+		for _, h := range hugeIn(huge, v.Start, v.End) {
+			n -= min(n, uint64(h.Count)*HugeSize)
+		}
+		if n >= watchRegion {
 			out = append(out, Region{v.Start, v.End})
 			all += n
 		}

@@ -23,24 +23,35 @@ func TestWatchable(t *testing.T) {
 	for name, tc := range map[string]struct {
 		vmas    []*blob.VMA
 		extents []*blob.Extent
+		huge    []*blob.Huge
 		want    []Region
 	}{
 		"nothing":   {},
-		"too small": {[]*blob.VMA{anon(0x1000, big)}, []*blob.Extent{{Start: 0x1000, Pages: big - 1}}, nil},
-		"one":       {[]*blob.VMA{anon(0x1000, big)}, []*blob.Extent{{Start: 0x1000, Pages: big}}, []Region{{0x1000, 0x1000 + watchTask}}},
+		"too small": {[]*blob.VMA{anon(0x1000, big)}, []*blob.Extent{{Start: 0x1000, Pages: big - 1}}, nil, nil},
+		"all is huge": {
+			[]*blob.VMA{anon(HugeSize, 2*big)}, []*blob.Extent{{Start: HugeSize, Pages: 2 * big}},
+			[]*blob.Huge{{Start: HugeSize, Count: 2 * big * PageSize / HugeSize}}, nil,
+		},
+		"a half is huge": {
+			[]*blob.VMA{anon(HugeSize, 2*big)}, []*blob.Extent{{Start: HugeSize, Pages: 2 * big}},
+			[]*blob.Huge{{Start: HugeSize, Count: big * PageSize / HugeSize}}, []Region{{HugeSize, HugeSize + 2*watchTask}},
+		},
+		"one": {[]*blob.VMA{anon(0x1000, big)}, []*blob.Extent{{Start: 0x1000, Pages: big}}, nil, []Region{{0x1000, 0x1000 + watchTask}}},
 		"some are too small": {
 			[]*blob.VMA{anon(0x1000, 1), anon(0x100000, small+1), anon(0x1000000, big)},
 			[]*blob.Extent{{Start: 0x1000, Pages: 1}, {Start: 0x100000, Pages: small}, {Start: 0x1000000, Pages: 16}, {Start: 0x1010000, Pages: big - 16}, {Start: 0x11f0000, Pages: 16}},
+			nil,
 			[]Region{{0x1000000, 0x1000000 + watchTask}},
 		},
 		"an extent over two": {
 			[]*blob.VMA{anon(0x1000, big), anon(0x1000+watchTask, big)},
 			[]*blob.Extent{{Start: 0x1000, Pages: 2 * big}},
+			nil,
 			[]Region{{0x1000, 0x1000 + watchTask}, {0x1000 + watchTask, 0x1000 + 2*watchTask}},
 		},
-		"of a file": {[]*blob.VMA{file}, []*blob.Extent{{Start: file.Start, Pages: 2 * big}}, nil},
+		"of a file": {[]*blob.VMA{file}, []*blob.Extent{{Start: file.Start, Pages: 2 * big}}, nil, nil},
 	} {
-		if got := Watchable(&blob.MM{Vmas: tc.vmas, Extents: tc.extents}); !reflect.DeepEqual(got, tc.want) {
+		if got := Watchable(tc.vmas, tc.extents, tc.huge); !reflect.DeepEqual(got, tc.want) {
 			t.Errorf("%s: %x, want %x", name, got, tc.want)
 		}
 	}
@@ -113,7 +124,7 @@ func TestWatchedTarget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target.Watch(ownUserfault(t), []Region{{base + 8*PageSize, base + 32*PageSize}})
+	target.Watch(ownUserfault(t), []Region{{base + 8*PageSize, base + 32*PageSize}}, nil)
 	if len(target.watched) != 1 {
 		t.Fatal("the kernel did not take the region")
 	}

@@ -32,6 +32,18 @@ func processVM(nr uintptr, pid int, at uint64, b []byte) (int, error) {
 	return int(r), nil
 }
 
+// ProcessMadvise advises the kernel on [start, end) of the process that pidfd
+// names (process_madvise(2), Linux 5.10).
+func ProcessMadvise(pidfd int, start, end uint64, advice int) error {
+	iov := unix.RemoteIovec{Base: uintptr(start), Len: int(end - start)}
+	_, _, e := unix.Syscall6(unix.SYS_PROCESS_MADVISE, uintptr(pidfd), uintptr(unsafe.Pointer(&iov)), 1,
+		uintptr(advice), 0, 0)
+	if e != 0 {
+		return e
+	}
+	return nil
+}
+
 // SchedYield lets another thread of this CPU run.
 func SchedYield() {
 	unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) //nolint:errcheck // it can't fail (sched_yield(2))

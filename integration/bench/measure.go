@@ -31,19 +31,22 @@ type engine struct {
 type size struct {
 	name                string
 	mib, threads, procs int
+	program             []string // instead of load
 }
 
 func sizes() []size {
 	return []size{
-		{"shell", 0, 1, 1},
-		{"64 MiB", 64, 1, 1},
-		{"1 GiB", 1024, 1, 1},
-		{"1 thread", 0, 1, 1},
-		{"10 threads", 0, 10, 1},
-		{"100 threads", 0, 100, 1},
-		{"1 process", 0, 1, 1},
-		{"10 processes", 0, 1, 10},
-		{"100 processes", 0, 1, 100},
+		{name: "shell", threads: 1, procs: 1},
+		{name: "64 MiB", mib: 64, threads: 1, procs: 1},
+		{name: "1 GiB", mib: 1024, threads: 1, procs: 1},
+		{name: "1 GiB huge", mib: 1024, program: []string{"load", "1024", "1", "1", "huge"}},
+		{name: "pre-forked", mib: 64, program: []string{"prefork", "64", "8"}},
+		{name: "1 thread", threads: 1, procs: 1},
+		{name: "10 threads", threads: 10, procs: 1},
+		{name: "100 threads", threads: 100, procs: 1},
+		{name: "1 process", threads: 1, procs: 1},
+		{name: "10 processes", threads: 1, procs: 10},
+		{name: "100 processes", threads: 1, procs: 100},
 	}
 }
 
@@ -52,6 +55,9 @@ func (s size) args() []string {
 	if s.name == "shell" {
 		const loop = "echo > /ctl/ready; until [ -e /ctl/go ]; do sleep 0.1; done; echo ok > /ctl/result"
 		return []string{"/bin/sh", "-c", loop}
+	}
+	if s.program != nil {
+		return append([]string{"/bin/cprogs"}, s.program...)
 	}
 	return []string{"/bin/cprogs", "load", strconv.Itoa(s.mib), strconv.Itoa(s.threads), strconv.Itoa(s.procs)}
 }

@@ -51,6 +51,28 @@ func (b *Box) Look(w What) (Look, error) {
 	return l, nil
 }
 
+// PSS adds up the memory of all processes of the container, in KiB, as the kernel
+// does where pages are shared: each sharer's part of them.
+func (b *Box) PSS() (kib int64, err error) {
+	pids, err := b.pids()
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		if err != nil {
+			return 0, err
+		}
+		_, rest, _ := strings.Cut(string(text), "\nPss:")
+		var n int64
+		if _, err := fmt.Sscanf(rest, "%d kB", &n); err != nil {
+			return 0, fmt.Errorf("smaps_rollup of %d: %w", pid, err)
+		}
+		kib += n
+	}
+	return kib, nil
+}
+
 // pids lists the processes in the pid namespace of the container.
 func (b *Box) pids() ([]int, error) {
 	want, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", b.PID))

@@ -253,6 +253,8 @@ static void load(char **argv)
 				pause();
 	if (words) {
 		p = mmap(NULL, words * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (argv[5]) // "huge"
+			must("advice", madvise(p, words * 8, MADV_HUGEPAGE));
 		for (size_t i = 0; i < words; i++) {
 			seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
 			p[i] = seed;

@@ -65,6 +65,6 @@ void meeting_wait(struct meeting *m, int n);
 
 struct prog { const char *name; void (*run)(char **argv); };
 extern const struct prog task_progs[], cred_progs[], cpu_progs[], restart_progs[],
-	signal_progs[], mem_progs[], share_progs[], misc_progs[], lazy_progs[];
+	signal_progs[], mem_progs[], huge_progs[], share_progs[], misc_progs[], lazy_progs[];
 
 #endif

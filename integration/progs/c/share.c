@@ -139,4 +139,52 @@ static void cow(char **argv)
 	tokens_check("page that the child moved", moved, 0, 10, 90);
 }
 
-const struct prog share_progs[] = { { "sharing", sharing }, { "cow", cow }, { NULL, NULL } };
+// prefork is a server of many children, which share what their parent had read
+// in and write a few pages of it each. The last has a child of its own.
+static void prefork_child(struct meeting *m, unsigned char *p, size_t pages, unsigned who)
+{
+	bool last = who == 0;
+	pid_t pid = 0;
+	tokens(p, who, who + 8, 100 + who);
+	must("dontneed", madvise(p + (pages - 4) * PAGE, 4 * PAGE, MADV_DONTNEED));
+	if (last && (pid = must("fork", fork())) == 0) {
+		tokens(p, 16, 24, 33);
+		meeting_arrive(m);
+		wait_go();
+		tokens_check("page of the grandchild", p, 16, 24, 33);
+	} else {
+		meeting_arrive(m);
+		wait_go();
+	}
+	tokens_check("page of a child", p, who, who + 8, 100 + who);
+	tokens_check("page of the parent", p, 64, pages - 4, 10);
+	for (size_t i = pages - 4; i < pages; i++)
+		eq("page given back", p[i * PAGE], 0);
+	if (pid > 0)
+		reap(pid);
+	_exit(0);
+}
+
+static void prefork(char **argv)
+{
+	size_t pages = strtoul(argv[2], NULL, 10) << 8;
+	int children = atoi(argv[3]);
+	pid_t pids[64];
+	struct meeting m;
+	meeting_make(&m);
+	unsigned char *p = map(pages * PAGE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	if (argv[4]) // "huge"
+		must("advice", madvise(p, pages * PAGE, MADV_HUGEPAGE));
+	tokens(p, 0, pages, 10);
+	for (int i = 0; i < children; i++)
+		if ((pids[i] = must("fork", fork())) == 0)
+			prefork_child(&m, p, pages, i);
+	meeting_wait(&m, children + 1);
+	ready();
+	wait_go();
+	for (int i = 0; i < children; i++)
+		reap(pids[i]);
+	tokens_check("page of the parent", p, 0, pages, 10);
+}
+
+const struct prog share_progs[] = { { "sharing", sharing }, { "cow", cow }, { "prefork", prefork }, { NULL, NULL } };
