@@ -113,6 +113,11 @@ func (l *lazyBox) holders(verb string) (pids []int) {
 		parts := strings.Split(link, "/")
 		args, err := os.ReadFile(filepath.Join("/proc", parts[2], "cmdline"))
 		pid, e := strconv.Atoi(parts[2])
+		threads, _ := filepath.Glob(filepath.Join("/proc", parts[2], "task", "*")) //nolint:errcheck // the pattern is good
+		holder := len(threads) == 1                                                // named like the server that it was forked from
+		if holder {
+			args = []byte("holder")
+		}
 		if err == nil && e == nil && slices.Contains(strings.Split(string(args), "\x00"), verb) {
 			pids = append(pids, pid)
 		}
@@ -152,7 +157,8 @@ func TestFaultLazyDeaths(t *testing.T) {
 			for i, verb := range verbs {
 				if i > 0 { // whoever died has to be replaced first
 					err := harness.Poll(l.ctx, 10*time.Second, verb, func() (bool, error) {
-						return len(l.holders(verb)) > 0 || len(l.records()) == 0, nil
+						replaced := strings.Count(l.log(), "another one") >= i
+						return replaced && len(l.holders(verb)) > 0 || len(l.records()) == 0, nil
 					})
 					if err != nil {
 						t.Fatalf("%v\n%s", err, l.log())
@@ -171,6 +177,67 @@ func TestFaultLazyDeaths(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestFaultLazyAllDeaths: with guard and server dead at once nobody fills the
+// memory any more. The program waits, and reads no zeros; it can be removed.
+func TestFaultLazyAllDeaths(t *testing.T) {
+	e, progs := lazyEngine(t)
+	l := newLazy(t, e, progs, 1000, "lazy-touch", "512")
+	l.restore()
+	guard := l.holders("lazy-guard")
+	if len(guard) != 1 {
+		t.Fatalf("guards: %v", guard)
+	}
+	if err := unix.Kill(guard[0], unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if !l.end("lazy-server") || !l.end("lazy-guard") {
+		t.Fatal("they had left already")
+	}
+	err := harness.Poll(l.ctx, 10*time.Second, "wait of the program", func() (bool, error) {
+		if r := l.result(); r != "" {
+			t.Fatalf("the program came to an end: %s", r)
+		}
+		return l.waits(), nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if len(l.holders("holder")) != 1 {
+		t.Errorf("holders: %v", l.holders("holder"))
+	}
+	if err := l.Remove(l.ctx); err != nil {
+		t.Error(err)
+	}
+	err = harness.Poll(l.ctx, 10*time.Second, "end of the holder", func() (bool, error) {
+		return len(l.holders("holder")) == 0, nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	for _, path := range l.records() { // nobody is there to do it; the next restore would
+		if err := os.Remove(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// waits says whether all threads of the program but the first, which waits for
+// them, wait for a page.
+func (l *lazyBox) waits() bool {
+	l.Helper()
+	channels, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", l.PID))
+	if err != nil {
+		l.Fatal(err)
+	}
+	n := 0
+	for _, c := range channels {
+		if at, err := os.ReadFile(c); err == nil && string(at) == "handle_userfault" {
+			n++
+		}
+	}
+	return n > 0 && n >= len(channels)-1
 }
 
 // TestFaultLazyEngine fails and kills the engine of a lazy restore: nothing of

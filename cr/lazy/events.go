@@ -45,6 +45,9 @@ func (s *server) attend(sp *space) error {
 func (s *server) read(sp *space) (m sys.UFFDMsg, more bool, err error) {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
+	if sp.gone { // somebody else has found that it ended
+		return m, false, nil
+	}
 	s.st.mu.Lock()
 	defer s.st.mu.Unlock()
 	b, err := s.st.j.tail(sp.id)

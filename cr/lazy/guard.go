@@ -66,13 +66,8 @@ func adopted(server link, pidfd *os.File, openLog func(string) *slog.Logger) int
 	g.server, g.going = server, true
 	g.kill = func() {}
 	go func() {
-		p := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
-		for {
-			if n, err := unix.Poll(p, -1); n == 1 || err != nil && !errors.Is(err, unix.EINTR) {
-				g.inbox <- letter{exited: true, status: -1}
-				return
-			}
-		}
+		_ = awaitExit(pidfd) //nolint:errcheck // it can't do without us
+		g.inbox <- letter{exited: true, status: -1}
 	}()
 	go g.listen(server, true)
 	return g.loop()
@@ -284,9 +279,7 @@ func (g *guard) buried(status int) (over bool, err error) {
 	_ = g.server.close() //nolint:errcheck // nobody is there any more
 	g.dead = false
 	if g.done || status == exitDone || status == exitFailed {
-		if g.held.whole() {
-			_ = g.held.removeRecord() //nolint:errcheck // nobody waits for one that nobody locks
-		}
+		g.leave()
 		return true, nil
 	}
 	if !g.held.whole() {
@@ -308,6 +301,17 @@ func (g *guard) buried(status int) (over bool, err error) {
 	}
 	g.log().Warn("the server of lazy pages died: another one goes on", slog.Int("status", status))
 	return false, g.another()
+}
+
+// leave lets the kernel drop its watch, and only then takes the record away: a
+// checkpoint that finds none finds no memory that is watched.
+func (g *guard) leave() {
+	for i := range g.spaces {
+		_ = g.spaces[i].close() //nolint:errcheck // nothing was written
+	}
+	if g.held.whole() {
+		_ = g.held.removeRecord() //nolint:errcheck // nobody waits for one that nobody locks
+	}
 }
 
 // adoptOrphan keeps the child's userfaultfd that the server had not told us of,
@@ -383,7 +387,7 @@ func (g *guard) log() *slog.Logger {
 func (g *guard) giveUp(why error) int {
 	g.kill()
 	g.log().Error("container killed: its memory can't be filled: " + why.Error()) //nolint:sloglint // for people
-	if g.init == nil {                                                            // not running yet: without an answer the engine fails
+	if g.init == nil {                                                            // not running yet: the engine gets no answer, and fails
 		return 1
 	}
 	if err := killContainer(g.init); err != nil {

@@ -104,7 +104,12 @@ func killContainer(init *os.File) error {
 	if err != nil {
 		return fmt.Errorf("kill init: %w", err)
 	}
-	p := []unix.PollFd{{Fd: int32(init.Fd()), Events: unix.POLLIN}}
+	return awaitExit(init)
+}
+
+// awaitExit waits for the end of a process.
+func awaitExit(pidfd *os.File) error {
+	p := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
 	for {
 		n, err := unix.Poll(p, -1)
 		if n == 1 || err != nil && !errors.Is(err, unix.EINTR) {
@@ -175,7 +180,7 @@ func (s *server) ready(fd int) (end bool, err error) {
 		return false, nil
 	}
 	for _, sp := range s.spaces {
-		if sp.fd == fd && !sp.gone {
+		if sp.is(fd) {
 			return false, s.attend(sp)
 		}
 	}
@@ -280,11 +285,13 @@ func (s *server) hold() error {
 	return s.up.send(msgHolder, 0, s.holder)
 }
 
-// release ends the holder, when there is nothing to hold.
+// release ends the holder, when there is nothing to hold, and waits until all that
+// it held is closed.
 func release(holder *os.File) {
-	if holder != nil {
-		_ = unix.PidfdSendSignal(int(holder.Fd()), unix.SIGKILL, nil, 0) //nolint:errcheck // it has ended
+	if holder == nil || unix.PidfdSendSignal(int(holder.Fd()), unix.SIGKILL, nil, 0) != nil {
+		return
 	}
+	_ = awaitExit(holder) //nolint:errcheck // it can't do without us
 }
 
 // recover does what the journal says, and what a server that died had begun.

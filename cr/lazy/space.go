@@ -34,6 +34,13 @@ type space struct {
 	calm atomic.Bool
 }
 
+// is says whether fd is that of the space.
+func (sp *space) is(fd int) bool {
+	sp.mu.RLock()
+	defer sp.mu.RUnlock()
+	return !sp.gone && sp.fd == fd
+}
+
 // state is what all threads of a server change: the tables, and the journal that
 // a new server would make them from. Lock order: space.mu, then mu.
 type state struct {
