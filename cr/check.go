@@ -22,6 +22,9 @@ func Check(ctx context.Context, o CheckpointOptions) ([]error, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := awaitFilled(ctx, o.Root, o.ID, logger(o.Log)); err != nil {
+		return nil, err
+	}
 	return survey(ctx, c, &o)
 }
 

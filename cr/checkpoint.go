@@ -39,6 +39,9 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	if err != nil {
 		return stats, err
 	}
+	if err := awaitFilled(ctx, o.Root, o.ID, log); err != nil {
+		return stats, err
+	}
 	if refusals, err := survey(ctx, c, &o); err != nil || len(refusals) > 0 {
 		return stats, errors.Join(append([]error{err}, refusals...)...)
 	}

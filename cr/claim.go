@@ -37,13 +37,14 @@ func claimRoot() string {
 	return "/run/stasis"
 }
 
-// containerKey names a container in claimRoot, by its runtime's state root too.
-func containerKey(root, id string) string {
+// ownName is a path of ours for a container: ids are unique only within one state
+// root.
+func ownName(what, root, id string) string {
 	if root == "" {
 		root = stateRoots("")[0]
 	}
 	sum := sha256.Sum256([]byte(root + "\x00" + id))
-	return fmt.Sprintf("%.100s-%x", filepath.Base(id), sum[:8])
+	return filepath.Join(claimRoot(), fmt.Sprintf("%s-%.100s-%x", what, filepath.Base(id), sum[:8]))
 }
 
 func (c *claim) pidFile() string   { return filepath.Join(c.dir, "pid") }
@@ -52,7 +53,7 @@ func (c *claim) begunFile() string { return filepath.Join(c.dir, "begun") }
 // claimContainer claims the container of a restore that has not made it yet, and
 // removes what a killed restore left of it.
 func claimContainer(ctx context.Context, o *RestoreOptions) (c *claim, err error) {
-	c = &claim{dir: filepath.Join(claimRoot(), "restore-"+containerKey(o.Root, o.ID))}
+	c = &claim{dir: ownName("restore", o.Root, o.ID)}
 	if err := c.acquire(o.ID); err != nil {
 		return nil, err
 	}

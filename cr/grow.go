@@ -186,7 +186,10 @@ func (r *restorer) fork(ctx context.Context, parent *member, pid int32) error {
 		signal = uint64(m.rec.ExitSignal)
 		m.mm = r.mms[m.rec.Mm]
 	}
-	in := inheritance(parent, m)
+	var in *mem.Inheritance
+	if r.lazy == nil { // to share memory it must be there
+		in = inheritance(parent, m)
+	}
 	if in != nil {
 		if err := r.complete(ctx, parent); err != nil {
 			return err

@@ -64,7 +64,7 @@ func (p procID) alive() bool {
 
 // keepFile is where a container's record lies.
 func keepFile(root, id string) string {
-	return filepath.Join(claimRoot(), "kept-"+containerKey(root, id)+".json")
+	return ownName("kept", root, id) + ".json"
 }
 
 // loadKept reads the record of a container; nil: nothing is kept of it.

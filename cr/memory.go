@@ -47,7 +47,7 @@ func (r *restorer) mapMember(ctx context.Context, m *member, in *mem.Inheritance
 		return nil
 	}
 	held := make([]mem.Region, 0)
-	m.lacks = lack{m.mm.Extents, m.mm.Huge, m.mm.Vmas}
+	m.lacks = r.lazy.before(m.mm)
 	if in != nil {
 		m.lacks = lack{in.Want, in.Huge, in.Fresh}
 		held = mem.RegionsOf(in.Held)

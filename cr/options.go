@@ -58,6 +58,7 @@ type RestoreOptions struct {
 	Detach        bool
 	NoPivot       bool
 	NoSubreaper   bool
+	LazyPages     bool // private memory is filled while the container runs
 
 	Log      *slog.Logger
 	Progress func(Progress)

@@ -44,6 +44,7 @@ type restorer struct {
 	channel   *remote.Channel
 	channelFD remote.FD
 	shared    map[uint32]*sharedMemory // by contents id
+	lazy      *lazily                  // nil: memory is filled before the container goes on
 }
 
 func newRestorer(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *mem.Pages, b *blank, steps []task.Step,

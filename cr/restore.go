@@ -55,7 +55,7 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 	if err := fault.Point("checked"); err != nil {
 		return 1, err
 	}
-	init, err := restore(ctx, &o, image, pages.Pages, steps, log)
+	init, err := restore(ctx, &o, image, pages, steps, log)
 	if err != nil {
 		return 1, err
 	}
@@ -68,18 +68,23 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 
 // restore builds the container and lets it go, or leaves nothing. It returns
 // init's host pid.
-func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *mem.Pages, steps []task.Step, log *slog.Logger) (init int, err error) {
+func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *openedPages, steps []task.Step, log *slog.Logger) (init int, err error) {
 	var u undo.Stack
 	defer u.Run(ctx, &err)
+	later, err := startLazy(o, image, pages.files, log, &u)
+	if err != nil {
+		return 0, err
+	}
 	b, err := launch(ctx, o, &u)
 	if err != nil {
 		return 0, err
 	}
 	log.Info("launched", slog.Int("pid", b.pid))
-	r, err := newRestorer(ctx, o, image, pages, b, steps, log)
+	r, err := newRestorer(ctx, o, image, pages.Pages, b, steps, log)
 	if err != nil {
 		return 0, err
 	}
+	r.lazy = later
 	defer func() { err = errors.Join(err, r.close()) }() //nolint:contextcheck // also when ctx has ended
 	for _, phase := range []struct {
 		name string
@@ -89,6 +94,7 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *mem.
 		{"grow", func(ctx context.Context) error { return r.grow(ctx, steps) }},
 		{"map", r.mapAll},
 		{"fill", r.fill},
+		{"watch", r.watch},
 		{"files", r.installAll},
 		{"threads", r.threads},
 		{"state", r.state},
@@ -116,11 +122,14 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *mem.
 	if err := fault.Point("restore-releasing"); err != nil {
 		return 0, err
 	}
+	if err := r.lazy.begin(); err != nil {
+		return 0, err
+	}
 	if err := r.release(ctx); err != nil {
 		return 0, err
 	}
 	u.Keep()
-	return b.pid, nil
+	return b.pid, r.lazy.close()
 }
 
 // namespaces puts back what changed in the namespaces since the runtime made

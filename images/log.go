@@ -9,10 +9,12 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/stasis-cr/stasis/cr/errs"
@@ -154,9 +156,22 @@ func OpenLog(path, name string) (*Handler, io.Closer, error) {
 	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fmt.Errorf("work directory: %w", err)
 	}
-	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, fileMode)
 	if err != nil {
 		return nil, nil, fmt.Errorf("work directory: %w", err)
 	}
 	return NewHandler(f, slog.LevelDebug, since(time.Now())), f, nil
+}
+
+// AppendLog opens a log that OpenLog began, to go on in it. The file is closed
+// with the process.
+func AppendLog(path, name string) (*Handler, error) {
+	f, err := os.OpenFile(filepath.Join(path, name), os.O_WRONLY|os.O_APPEND|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("log %s is no regular file", f.Name()), err, f.Close())
+	}
+	return NewHandler(f, slog.LevelDebug, since(time.Now())), nil
 }

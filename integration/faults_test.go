@@ -44,14 +44,19 @@ func endPoints() []string { return []string{"committed", "ended"} }
 func restorePoints() []string {
 	return []string{
 		"checked", "created", "seized-init", "launched", "restore-namespaces", "restore-forked", "restore-inherited", "restore-grow",
-		"restore-map", "restore-filling", "restore-fill", "prepared-objects", "restore-files", "restore-threads", "restore-state",
+		"restore-map", "restore-filling", "restore-fill", "restore-watch", "prepared-objects", "restore-files", "restore-threads", "restore-state",
 		"restore-zombies", "restore-finish", "restore-leave", "restore-releasing",
 	}
 }
 
+// lazyPoints are the steps of the server that fills memory later.
+func lazyPoints() []string {
+	return []string{"lazy-fault", "lazy-copied", "lazy-event", "lazy-forked", "lazy-kept"}
+}
+
 // TestFaultPoints compares the lists of points with the source.
 func TestFaultPoints(t *testing.T) {
-	named := slices.Concat(checkpointPoints(), endPoints(), chainPoints(), restorePoints())
+	named := slices.Concat(checkpointPoints(), endPoints(), chainPoints(), restorePoints(), lazyPoints())
 	found := sourcePoints(t)
 	for _, p := range found {
 		if !slices.Contains(named, p) {

@@ -21,16 +21,17 @@ const module = "github.com/stasis-cr/stasis/"
 // import. Arrows go down only, and neighbours don't know each other: cr/object,
 // cr/mem, cr/task and namespaces meet in cr. A package that is not here fails.
 var layers = map[string][]string{
-	"cmd/stasis":                    {"cr", "cr/blob", "cr/blob/dir", "cr/errs", "cr/object", "images"},
+	"cmd/stasis":                    {"cr", "cr/blob", "cr/blob/dir", "cr/errs", "cr/lazy", "cr/object", "images"},
 	"cmd/containerd-shim-stasis-v1": {"plugin", "shim"},
 	"plugin":                        {"shim"},
 	"shim":                          {"cr", "cr/errs", "images", "namespaces"},
 	"images":                        {"cr", "cr/blob", "cr/blob/dir", "cr/errs"},
 
 	"cr": {
-		"cr/blob", "cr/blob/dir", "cr/errs", "cr/fault", "cr/mem", "cr/object", "cr/procfs",
+		"cr/blob", "cr/blob/dir", "cr/errs", "cr/fault", "cr/lazy", "cr/mem", "cr/object", "cr/procfs",
 		"cr/remote", "cr/sys", "cr/task", "cr/tracer", "cr/undo", "namespaces",
 	},
+	"cr/lazy":    {"cr/blob", "cr/errs", "cr/fault", "cr/mem", "cr/procfs", "cr/sys", "cr/undo"},
 	"cr/object":  {"cr/blob", "cr/errs", "cr/fault", "cr/procfs", "cr/remote", "cr/sys", "cr/undo"},
 	"cr/mem":     {"cr/blob", "cr/errs", "cr/fault", "cr/procfs", "cr/remote", "cr/sys", "cr/undo"},
 	"cr/task":    {"cr/blob", "cr/errs", "cr/fault", "cr/procfs", "cr/remote", "cr/sys", "cr/tracer", "cr/undo"},

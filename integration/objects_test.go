@@ -112,6 +112,7 @@ func objectsModes() []objectsMode {
 		{"leave-running", leaveRunning},
 		{"restore", killAndRestore},
 		{"restore-left", restoreLeft},
+		{"restore-lazy", restoreLazy},
 	}
 }
 
@@ -217,6 +218,18 @@ func restoreLeft(ctx context.Context, t *testing.T, b *box.Box, p object) {
 	if err := b.Remove(ctx); err != nil {
 		t.Fatal(err)
 	}
+	restoreObject(ctx, t, b, p, image)
+}
+
+// restoreLazy goes on at once, and the program checks itself while its memory is
+// filled.
+func restoreLazy(ctx context.Context, t *testing.T, b *box.Box, p object) {
+	t.Helper()
+	image := checkpointObject(ctx, t, b, p)
+	if _, err := b.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p.flags = append([]string{"--lazy-pages"}, p.flags...)
 	restoreObject(ctx, t, b, p, image)
 }
 

@@ -15,6 +15,9 @@ const (
 	// restored from instead of being started. With ".NAME" appended it holds
 	// only for the container of that name in a pod. containerd passes a pod's
 	// annotations on only as far as its configuration allows them.
+	//
+	// Beside it stasis itself reads stasis.dev/lazy-pages: "true" from the bundle,
+	// for any restore: memory is filled while the container runs.
 	RestoreAnnotation = "stasis.dev/restore-from"
 
 	criType    = "io.kubernetes.cri.container-type"

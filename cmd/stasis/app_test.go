@@ -221,6 +221,32 @@ func TestRestoreFlags(t *testing.T) {
 	}
 }
 
+// TestRestoreLazy: a flag or the bundle asks for it.
+func TestRestoreLazy(t *testing.T) {
+	for _, tt := range []struct {
+		config, flag string
+		want         bool
+	}{
+		{`{}`, "", false},
+		{`{}`, "--lazy-pages", true},
+		{`{"annotations":{"stasis.dev/lazy-pages":"true"}}`, "", true},
+		{`{"annotations":{"stasis.dev/lazy-pages":"1"}}`, "", false},
+	} {
+		bundle := t.TempDir()
+		if err := os.WriteFile(filepath.Join(bundle, "config.json"), []byte(tt.config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f := newFake(t)
+		args := append([]string{"restore", "--detach", "--work-path", t.TempDir(), "--bundle", bundle}, strings.Fields(tt.flag)...)
+		if status := f.do(t, append(args, "c1")...); status != 0 {
+			t.Fatalf("%s %s: status %d: %s", tt.config, tt.flag, status, f.stderr.String())
+		}
+		if f.restored.LazyPages != tt.want {
+			t.Errorf("%s %s: lazy %v", tt.config, tt.flag, f.restored.LazyPages)
+		}
+	}
+}
+
 func TestRestoreLabels(t *testing.T) {
 	bundle := t.TempDir()
 	config := `{"process":{"selinuxLabel":"a:b:c","apparmorProfile":"prof"},"linux":{"mountLabel":"m:l"}}`
@@ -375,7 +401,6 @@ func TestUsage(t *testing.T) {
 		{args: "checkpoint ..", status: 1, err: "invalid container ID"},
 		{args: "checkpoint --lazy-pages id", status: 1, err: "--lazy-pages is not supported yet"},
 		{args: "checkpoint --page-server a:1 id", status: 1, err: "--page-server is not supported yet"},
-		{args: "restore --lazy-pages id", status: 1, err: "--lazy-pages is not supported yet"},
 		{args: "checkpoint --empty-ns pid id", status: 1, err: `invalid value "pid" for --empty-ns: want network`},
 		{args: "checkpoint --manage-cgroups-mode no id", status: 1, err: "want soft, full, strict, ignore"},
 		{args: "inspect", status: 1, err: `"inspect" requires exactly 1 argument(s)`},

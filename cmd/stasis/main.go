@@ -9,9 +9,13 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/stasis-cr/stasis/cr/lazy"
+	"github.com/stasis-cr/stasis/images"
 )
 
 func main() { os.Exit(run()) }
@@ -20,6 +24,9 @@ func main() { os.Exit(run()) }
 // SIGHUP cancel the engine's work, which then puts the container back; without
 // that they would leave it frozen.
 func run() int {
+	if status, ours := lazy.Main(os.Args, appendRestoreLog); ours {
+		return status
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	a := &app{
@@ -30,4 +37,14 @@ func run() int {
 		engine: realEngine(),
 	}
 	return a.run(ctx, os.Args[1:])
+}
+
+// appendRestoreLog is the log of who fills memory after a restore: what concerns
+// the container is told where the restore told its own.
+func appendRestoreLog(dir string) *slog.Logger {
+	h, err := images.AppendLog(dir, "restore.log")
+	if err != nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(h)
 }

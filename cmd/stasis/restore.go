@@ -48,8 +48,7 @@ func (a *app) restoreCommand(g *global) *command {
 		on(&o.NoPivot, "no-pivot", "do not use pivot_root"),
 		emptyNS(),
 		accepted("auto-dedup", "accepted: nothing to do at restore", false),
-		refused("lazy-pages", "fetch the memory while the container runs", false,
-			"memory is filled before the container goes on"),
+		on(&o.LazyPages, "lazy-pages", "let the container go on at once, and fill its memory while it runs"),
 		text(&o.profile, "lsm-profile", "the security label that the bundle must ask for, as TYPE:NAME"),
 		text(&o.mountContext, "lsm-mount-context", "the mount label that the bundle must ask for"),
 		hidden(accepted("parent-path", "", true)),
@@ -72,7 +71,7 @@ func (a *app) restore(ctx context.Context, g *global, o *restoreFlags, args []st
 	if err := o.paths(); err != nil {
 		return 0, err
 	}
-	if err := o.checkLabels(); err != nil {
+	if err := o.checkBundle(); err != nil {
 		return 0, err
 	}
 	log, work, done := g.workLog(o.WorkDir, "restore.log")
@@ -116,21 +115,46 @@ func (o *restoreFlags) paths() error {
 	return nil
 }
 
+// lazyAnnotation of a bundle stands for --lazy-pages where the caller is a shim:
+// containerd passes no flag of ours.
+const lazyAnnotation = "stasis.dev/lazy-pages"
+
+// checkBundle reads what the bundle has to say about the flags. A bundle that
+// can't be read is the runtime's to complain of, unless a flag is about it.
+func (o *restoreFlags) checkBundle() error {
+	labels := o.profile != "" || o.mountContext != ""
+	spec, err := readSpec(o.Bundle)
+	if err != nil {
+		if labels {
+			return err
+		}
+		return nil
+	}
+	if spec.Annotations[lazyAnnotation] == "true" {
+		o.LazyPages = true
+	}
+	if labels {
+		return o.checkLabels(spec)
+	}
+	return nil
+}
+
+func readSpec(bundle string) (*specs.Spec, error) {
+	b, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return nil, fmt.Errorf("bundle: %w", err)
+	}
+	spec := &specs.Spec{}
+	if err := json.Unmarshal(b, spec); err != nil {
+		return nil, fmt.Errorf("bundle %s: config.json: %w", bundle, err)
+	}
+	return spec, nil
+}
+
 // checkLabels compares --lsm-profile and --lsm-mount-context with the bundle.
 // The runtime applies the bundle's labels and no others: a flag that says the
 // same is met, any other can't be.
-func (o *restoreFlags) checkLabels() error {
-	if o.profile == "" && o.mountContext == "" {
-		return nil
-	}
-	b, err := os.ReadFile(filepath.Join(o.Bundle, "config.json"))
-	if err != nil {
-		return fmt.Errorf("bundle: %w", err)
-	}
-	var spec specs.Spec
-	if err := json.Unmarshal(b, &spec); err != nil {
-		return fmt.Errorf("bundle %s: config.json: %w", o.Bundle, err)
-	}
+func (o *restoreFlags) checkLabels(spec *specs.Spec) error {
 	if o.profile != "" {
 		if err := checkProfile(o.profile, spec.Process); err != nil {
 			return err

@@ -146,7 +146,8 @@ func plainName(s string) error {
 		plain = plain && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '.' || c == '-')
 	}
 	switch s {
-	case StateFile, "descriptors.json", "inventory.img", "dump.log", "restore.log", "stats-dump", "stats-restore":
+	case StateFile, "descriptors.json", "inventory.img", "dump.log", "restore.log", "stats-dump", "stats-restore",
+		"working-set":
 		plain = false
 	}
 	if !plain {

@@ -156,7 +156,7 @@ void meeting_wait(struct meeting *m, int n)
 
 static const struct prog *const tables[] = {
 	task_progs, cred_progs, cpu_progs, restart_progs, signal_progs, mem_progs, huge_progs, share_progs, misc_progs,
-	snapshot_progs, load_progs,
+	snapshot_progs, load_progs, lazy_progs,
 };
 
 int main(int argc, char **argv)

@@ -40,8 +40,16 @@ static void anonymise(char *line)
 		}
 }
 
+// cut takes a flag out of a line of flags.
+static void cut(char *line, const char *flag)
+{
+	char *at = strncmp(line, "VmFlags", 7) == 0 ? strstr(line, flag) : NULL;
+	if (at)
+		memmove(at, at + 3, strlen(at + 3) + 1);
+}
+
 // look copies what should stay the same. The flag "sd", soft-dirty, is not the
-// program's: any write sets it.
+// program's: any write sets it; nor is "um", while a lazy restore goes on.
 static void look(char *out)
 {
 	size_t used = 0;
@@ -52,9 +60,8 @@ static void look(char *out)
 		if (!wanted(line))
 			continue;
 		anonymise(line);
-		char *sd = strncmp(line, "VmFlags", 7) == 0 ? strstr(line, " sd") : NULL;
-		if (sd)
-			memmove(sd, sd + 3, strlen(sd + 3) + 1);
+		cut(line, " sd");
+		cut(line, " um");
 		used += snprintf(out + used, MAPS - used, "%s\n", line);
 	}
 }

@@ -70,6 +70,6 @@ void meeting_wait(struct meeting *m, int n);
 
 struct prog { const char *name; void (*run)(char **argv); };
 extern const struct prog task_progs[], cred_progs[], cpu_progs[], restart_progs[],
-	signal_progs[], mem_progs[], huge_progs[], share_progs[], misc_progs[], snapshot_progs[], load_progs[];
+	signal_progs[], mem_progs[], huge_progs[], share_progs[], misc_progs[], snapshot_progs[], load_progs[], lazy_progs[];
 
 #endif
