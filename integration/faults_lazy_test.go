@@ -259,8 +259,8 @@ func TestFaultLazyEngine(t *testing.T) {
 				stop := (&trial{T: t, Box: l.Box, ctx: l.ctx}).reapInside()
 				defer stop()
 				err = harness.Poll(l.ctx, 10*time.Second, "end of guard and server", func() (bool, error) {
-					left := slices.Concat(l.holders("lazy-guard"), l.holders("lazy-server"))
-					return len(left) == 0, nil
+					left := slices.Concat(l.holders("lazy-guard"), l.holders("lazy-server"), l.holders("holder"))
+					return len(left)+len(l.records()) == 0, nil
 				})
 				if err != nil {
 					t.Error(err)

@@ -135,7 +135,7 @@ func (g *guard) engineGone() (over bool) {
 		return false
 	}
 	g.kill()
-	release(g.holder)
+	g.leave()
 	return true
 }
 
