@@ -388,7 +388,8 @@ func (g *guard) log() *slog.Logger {
 func (g *guard) giveUp(why error) int {
 	g.kill()
 	g.log().Error("container killed: its memory can't be filled: " + why.Error()) //nolint:sloglint // for people
-	if g.init == nil {                                                            // not running yet: the engine gets no answer, and fails
+	// Without an init nothing runs yet: the engine gets no answer, and fails.
+	if g.init == nil {
 		return 1
 	}
 	if err := killContainer(g.init); err != nil {
