@@ -135,7 +135,7 @@ func (g *guard) engineGone() (over bool) {
 		return false
 	}
 	g.kill()
-	release(g.holder)
+	g.leave()
 	return true
 }
 
@@ -162,6 +162,7 @@ func (g *guard) keep(m message) error {
 	case m.kind == msgInit && len(m.files) == 1:
 		g.init = m.files[0]
 	case m.kind == msgHolder && len(m.files) == 1:
+		release(g.holder)
 		g.holder = m.files[0]
 	case m.kind == msgImage && (kept{m.files}).whole():
 		g.held = kept{m.files}
@@ -216,17 +217,16 @@ func (g *guard) fromServer(m message) error {
 }
 
 // inherit takes from the holder what the server had read of last and not told us
-// of: a child's userfaultfd. Then nobody needs the holder, and with its end what
-// the server sent comes to an end too.
+// of: a child's userfaultfd. The holder stays until the next server has one, since
+// until then there is nobody else but us. It has the other end of the link too:
+// what was sent is read, and then comes the end that we make.
 func (g *guard) inherit() error {
+	if err := unix.Shutdown(g.server.fd(), unix.SHUT_RD); err != nil {
+		return fmt.Errorf("shut the link: %w", err)
+	}
 	if g.holder == nil {
 		return nil
 	}
-	defer func() {
-		release(g.holder)
-		_ = g.holder.Close() //nolint:errcheck // nothing was written
-		g.holder = nil
-	}()
 	if g.done || g.status == exitDone || g.status == exitFailed {
 		return nil
 	}
@@ -306,6 +306,7 @@ func (g *guard) buried(status int) (over bool, err error) {
 // leave lets the kernel drop its watch, and only then takes the record away: a
 // checkpoint that finds none finds no memory that is watched.
 func (g *guard) leave() {
+	release(g.holder)
 	for i := range g.spaces {
 		_ = g.spaces[i].close() //nolint:errcheck // nothing was written
 	}
@@ -387,7 +388,8 @@ func (g *guard) log() *slog.Logger {
 func (g *guard) giveUp(why error) int {
 	g.kill()
 	g.log().Error("container killed: its memory can't be filled: " + why.Error()) //nolint:sloglint // for people
-	if g.init == nil {                                                            // not running yet: the engine gets no answer, and fails
+	// Without an init nothing runs yet: the engine gets no answer, and fails.
+	if g.init == nil {
 		return 1
 	}
 	if err := killContainer(g.init); err != nil {

@@ -264,6 +264,7 @@ func (s *server) start(going bool) error {
 	}
 	if going && !s.going {
 		s.going = true
+		s.log.Debug("filling behind the program")
 		s.fillBehind()
 	}
 	return s.up.send(msgAnswer, 0)
