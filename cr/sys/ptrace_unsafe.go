@@ -11,7 +11,13 @@ import (
 // Ptrace is ptrace(2) for requests whose last two arguments are numbers. It
 // must be called by the thread that attached the task.
 func Ptrace(request, tid int, addr, data uintptr) (uintptr, error) {
-	r, _, e := unix.RawSyscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), addr, data, 0, 0)
+	call := unix.RawSyscall6
+	if request == PtraceSeize {
+		// It may wait for a frozen task. The scheduler must know, or the garbage
+		// collector waits for us, and with it the timer that thaws the task.
+		call = unix.Syscall6
+	}
+	r, _, e := call(unix.SYS_PTRACE, uintptr(request), uintptr(tid), addr, data, 0, 0)
 	if e != 0 {
 		return 0, e
 	}
