@@ -34,7 +34,7 @@ func (s seen) slot() slot { return slot{s.at / chunkPages, s.at % chunkPages} }
 func see(print uint64, at slot) seen { return seen{uint32(print), at.chunk*chunkPages + at.page} }
 
 // twins finds pages that may have been stored before: their fingerprints are the
-// same, and whoever asks compares the bytes. docs/adr/0005-page-store.md says
+// same, and whoever asks compares the bytes. docs/adr/0007-page-store.md says
 // why. It is safe for concurrent use.
 type twins struct {
 	locks [twinLocks]sync.Mutex
