@@ -79,6 +79,9 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	if err != nil {
 		return stats, err
 	}
+	if o.LeaveRunning && !o.follows() {
+		pre.closeBehind()
+	}
 	stats.Frozen = s.frozen
 	img.Container.LeftRunning = o.LeaveRunning
 	if err := fault.Point("released"); err != nil {

@@ -37,6 +37,7 @@ type precopy struct {
 	spaces  map[int]*space // by host pid
 	sharing bool           // there are several processes
 	size    int64          // bytes of private memory that are followed
+	closing chan error     // of those that are closed behind the caller's back
 	log     *slog.Logger
 }
 
@@ -431,5 +432,23 @@ func (p *precopy) close() error {
 		all = errors.Join(all, s.tracker.Close())
 	}
 	clear(p.spaces)
+	if p.closing != nil {
+		all = errors.Join(all, <-p.closing)
+		p.closing = nil
+	}
 	return all
+}
+
+// closeBehind begins to end the following while there is other work to do. The
+// container runs; close waits for the end.
+func (p *precopy) closeBehind() {
+	spaces := p.spaces
+	p.spaces, p.closing = map[int]*space{}, make(chan error, 1)
+	go func() {
+		var all error
+		for _, s := range spaces {
+			all = errors.Join(all, s.tracker.Close())
+		}
+		p.closing <- all
+	}()
 }

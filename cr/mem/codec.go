@@ -57,6 +57,9 @@ func newZstdEncoder() (*zstd.Encoder, error) {
 // encode compresses raw into b, if that pays.
 func (e *encoder) encode(raw, b []byte) ([]byte, blob.Chunk_Codec, error) {
 	var out []byte
+	if e.codec != blob.Chunk_RAW && hopeless(raw, b) {
+		return raw, blob.Chunk_RAW, nil
+	}
 	switch e.codec {
 	case blob.Chunk_RAW:
 		return raw, blob.Chunk_RAW, nil
@@ -75,6 +78,20 @@ func (e *encoder) encode(raw, b []byte) ([]byte, blob.Chunk_Codec, error) {
 		return raw, blob.Chunk_RAW, nil
 	}
 	return out, e.codec, nil
+}
+
+// sampled is how many pages there are for each that hopeless looks at.
+const sampled = 16
+
+// hopeless says that none of a sample of pages shrinks: then no codec will make
+// much of a chunk, and to hear that from it takes as long as to read the chunk.
+func hopeless(raw, scratch []byte) bool {
+	in, out := 0, 0
+	for at := 0; at+PageSize <= len(raw); at += sampled * PageSize {
+		in += PageSize
+		out += len(s2.Encode(scratch[:cap(scratch)], raw[at:at+PageSize]))
+	}
+	return in >= PageSize*chunkPages/sampled && out > in-in/64
 }
 
 // newZstdDecoder decodes as many chunks at once as are asked for, each only into
