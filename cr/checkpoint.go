@@ -187,6 +187,9 @@ func (s *still) capture(ctx context.Context, f *frozen, flags *mapFlags, host *b
 // discard gives up a picture.
 func (s *still) discard(img *blob.Image) error {
 	err := s.saver.Close()
+	for _, space := range s.pre.spaces {
+		space.tracker.Discarded()
+	}
 	for _, t := range img.Namespaces.GetTmpfs() {
 		err = errors.Join(err, s.image.Discard(t.Archive))
 	}

@@ -100,6 +100,9 @@ func (s *Saver) AddressSpace(pid int, mm *blob.MM, sharing bool, t *Tracker) err
 		return err
 	}
 	defer pagemap.Close() //nolint:errcheck // read only
+	if t != nil {
+		t.last = nil
+	}
 	src, gentle := &taskMemory{pid: pid}, &taskMemory{pid: pid, gentle: true}
 	s.tasks = append(s.tasks, src, gentle)
 	own := &batcher{saver: s, job: job{src: src, list: &mm.Extents}}
@@ -155,6 +158,9 @@ func (s *Saver) rest(t *Tracker, pagemap *os.File, v *blob.VMA, mm *blob.MM, add
 	is, err := t.split(pagemap, v, s.regions)
 	if err != nil {
 		return err
+	}
+	if t.goOn {
+		t.last = append(t.last, is.rest...)
 	}
 	mm.Huge = append(mm.Huge, is.huge...)
 	s.mu.Lock()

@@ -38,6 +38,7 @@ type Tracker struct {
 	huge []*blob.Huge   // pages that were huge when they were protected first
 	full bool           // base has all that was present then, but for zeros
 	goOn bool           // it will be asked again after the process has been saved
+	last []span         // what was copied and protected when it was saved last
 }
 
 // Range is a range of addresses.
@@ -76,6 +77,17 @@ func AdoptTracker(pid int, uffd *os.File, watched []Range, base []*blob.Extent) 
 // GoOn says that the tracker will be asked what was written after the process is
 // saved: the save protects what it copies, and watches what is new.
 func (t *Tracker) GoOn() { t.goOn = true }
+
+// Discarded says that what the last save of the process copied is given up: where
+// a pass before has put it is not what it holds, though it is protected.
+func (t *Tracker) Discarded() {
+	var lost []*blob.Extent
+	for _, s := range union(t.last, nil) {
+		lost = append(lost, &blob.Extent{Start: s.start, Pages: uint32((s.end - s.start) / PageSize), Chunk: lostChunk})
+	}
+	t.base = overlay(t.base, lost)
+	t.last = nil
+}
 
 // File is the tracker's userfaultfd, which stays its own.
 func (t *Tracker) File() *os.File { return t.uffd }

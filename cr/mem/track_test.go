@@ -252,23 +252,70 @@ func TestTracker(t *testing.T) {
 		if err := errors.Join(err, s.Wait()); err != nil {
 			t.Fatal(err)
 		}
-		saved := &saved{f, store.Index("pages")}
-		pages := saved.pages(t, mm.Extents)
-		for i, a := range w.Areas {
-			is := peek(t, pid, a)
-			for at := a.Start; at < a.End; at += PageSize {
-				want := is[at-a.Start : at-a.Start+PageSize]
-				got, ok := pages[at]
-				if !ok {
-					got = zeroPage[:]
-				}
-				if !bytes.Equal(got, want) {
-					t.Fatalf("round %d: area %d: page %d is not what it was at the stop", round, i, (at-a.Start)/PageSize)
-				}
-			}
-		}
+		sameAs(t, fmt.Sprintf("round %d", round), pid, w, &saved{f, store.Index("pages")}, mm)
 		if kept := store.Size() - before; kept == 0 {
 			t.Errorf("round %d: nothing was copied at the stop: does the writer write?", round)
+		}
+	}
+}
+
+// TestTrackerGoesOn saves a process again and again, with one tracker that goes on
+// from each save to the next. Every other save is given up.
+func TestTrackerGoesOn(t *testing.T) {
+	needsPagemapScan(t)
+	cmd, w, uffd := startWriter(t)
+	pid := cmd.Process.Pid
+	tracker, err := NewTracker(pid, uffd)
+	needsTracking(t, err)
+	for _, a := range w.Areas {
+		ok(t, tracker.Watch(a.Start, a.End))
+	}
+	tracker.GoOn()
+	defer tracker.Close()
+	f := tempFile(t)
+	store := NewStore(f, StoreOptions{})
+	for round := range 10 {
+		stopped(t, pid)
+		mm := anonymous(t, pid, w)
+		s := NewSaver(t.Context(), store, SaverOptions{})
+		err := s.AddressSpace(pid, mm, false, tracker)
+		ok(t, errors.Join(err, s.Wait()))
+		sameAs(t, fmt.Sprintf("round %d", round), pid, w, &saved{f, store.Index("pages")}, mm)
+		if round%2 == 1 {
+			tracker.Discarded()
+		} else {
+			tracker.base, tracker.full = mm.Extents, true // as AdoptTracker has it
+		}
+		ok(t, unix.Kill(pid, unix.SIGCONT))
+		for n := int64(0); n < 16*PageSize; { // it writes
+			n, err = tracker.Written()
+			ok(t, err)
+		}
+	}
+}
+
+func ok(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// sameAs compares what is saved with the memory of a process that stands still.
+func sameAs(t *testing.T, when string, pid int, w *writer, s *saved, mm *blob.MM) {
+	t.Helper()
+	pages := s.pages(t, mm.Extents)
+	for i, a := range w.Areas {
+		is := peek(t, pid, a)
+		for at := a.Start; at < a.End; at += PageSize {
+			want := is[at-a.Start : at-a.Start+PageSize]
+			got, ok := pages[at]
+			if !ok {
+				got = zeroPage[:]
+			}
+			if !bytes.Equal(got, want) {
+				t.Fatalf("%s: area %d: page %d is not what it was at the stop", when, i, (at-a.Start)/PageSize)
+			}
 		}
 	}
 }
