@@ -93,7 +93,10 @@ func basics(z scale) []test {
 	show := []figure{frozen, seen, checkpoint, restore, image}
 	const loop = "echo > /ctl/ready; until [ -e /ctl/go ]; do sleep 0.1; done; echo ok > /ctl/result"
 	all := []test{
-		{name: "shell", args: []string{"/bin/sh", "-c", loop}, show: []figure{frozen, checkpoint, restore, image}},
+		{
+			name: "shell", args: []string{"/bin/sh", "-c", loop}, show: []figure{frozen, checkpoint, restore, image},
+			goals: []goal{{figure: checkpoint, times: 5}, {figure: restore, times: 2}},
+		},
 		{name: "64 MiB", args: load(min(64, z.mib), 1), mib: 64, show: show},
 	}
 	for _, n := range []int{1, 10, 100} {

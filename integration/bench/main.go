@@ -141,5 +141,9 @@ func prepare(ctx context.Context, dir string, o options, errs io.Writer) (*bench
 		return b, nil
 	}
 	b.engines = append(b.engines, engine{peer, box.Engine{Runtime: runc, Save: runc}})
+	if _, err := exec.LookPath("iptables-restore"); err != nil {
+		fmt.Fprintln(errs, "no iptables, with which criu locks a network: containers have the host's, not one of their own")
+		b.hostNet = true
+	}
 	return b, nil
 }

@@ -46,6 +46,7 @@ type bench struct {
 	programs box.Programs
 	engines  []engine
 	serial   int
+	hostNet  bool // containers have the host's network
 }
 
 // all runs every case. What went wrong in one does not stop the others.
@@ -164,7 +165,7 @@ func (b *bench) once(ctx context.Context, e engine, t test) (_ figures, err erro
 	if err := errors.Join(os.MkdirAll(bundle, 0o755), os.MkdirAll(r.dir, 0o755)); err != nil {
 		return nil, err
 	}
-	c := box.Config{Args: t.args, Caps: box.DefaultCaps(), HostNet: true}
+	c := box.Config{Args: t.args, Caps: box.DefaultCaps(), HostNet: b.hostNet}
 	if e.name == peer {
 		c.Env = []string{"ALLOW_EINTR=1"} // its restored sleeps end with EINTR
 	} else {
