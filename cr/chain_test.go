@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/stasis-cr/stasis/cr/blob"
@@ -45,7 +46,7 @@ func link(t *testing.T, at string, n int, extents []*blob.Extent, before *mem.Pa
 	ok(t, err)
 	chunk, err := store.Put(linkPage(n))
 	ok(t, err)
-	img.MMs[0].Extents = append(extents, &blob.Extent{Start: 0x501000 + uint64(n)*mem.PageSize, Pages: 1, Chunk: chunk})
+	img.MMs[0].Extents = append(slices.Clone(extents), &blob.Extent{Start: 0x501000 + uint64(n)*mem.PageSize, Pages: 1, Chunk: chunk})
 	img.MMs[1].Extents = nil
 	img.Pages = store.Index(pagesFile)
 	img.Prune()

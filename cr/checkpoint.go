@@ -24,12 +24,10 @@ const pagesFile = "pages.img"
 // LeaveRunning the container goes on in the state in which it was; otherwise it
 // is ended and the OCI runtime's record of it removed. On an error the container
 // goes on as before and no image is left under a final name.
-func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
+func Checkpoint(ctx context.Context, o CheckpointOptions) (stats Stats, err error) {
 	runtime.LockOSThread() // every ptrace call comes from here; never unlocked
 	begin := time.Now()
 	log := logger(o.Log)
-	var stats Stats
-
 	o.LeaveRunning = o.LeaveRunning || o.PreDump
 	codec, err := o.codec()
 	if err != nil {
@@ -49,72 +47,18 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 	if err := fault.Point("surveyed"); err != nil {
 		return stats, err
 	}
-
-	var pre *precopy
-	defer func() { err = errors.Join(err, pre.close()) }() // behind the undoing: the container need not wait for it
-	var u undo.Stack
-	defer u.Run(ctx, &err)
-	image, err := dir.Create(o.ImageDir)
+	s := &still{c: c, o: &o, log: log}
+	defer func() { err = errors.Join(err, s.pre.close()) }() // the container need not wait for it
+	img, err := s.save(ctx, codec)
 	if err != nil {
 		return stats, err
 	}
-	u.Add(func(context.Context) error { return image.Abort() })
-	pages, err := image.Create(pagesFile)
-	if err != nil {
-		return stats, err
-	}
-	before, err := openParent(&o, c.kept, log)
-	if err != nil {
-		return stats, err
-	}
-	store := mem.NewStore(pages, mem.StoreOptions{Codec: codec, Parent: before.store()})
-	if pre, err = startPrecopy(ctx, c, &o, before, store, log); err != nil {
-		return stats, err
-	}
-	if err := fault.Point("precopied"); err != nil {
-		return stats, err
-	}
-	s := &still{c: c, o: &o, image: image, store: store, pre: pre, log: log}
-	f, img, err := s.picture(ctx, &u)
-	if err != nil {
-		return stats, err
-	}
-	if o.LeaveRunning && !o.follows() {
-		pre.closeBehind()
-	}
-	stats.Frozen = s.frozen
-	img.Container.LeftRunning = o.LeaveRunning
-	if err := fault.Point("released"); err != nil {
-		return stats, err
-	}
-	if err := s.stored(ctx); err != nil {
-		return stats, err
-	}
-	if err := fault.Point("stored"); err != nil {
-		return stats, err
-	}
-	img.Pages = store.Index(pagesFile)
-	img.Prune()
-	if err := image.Commit(img); err != nil {
-		return stats, err
-	}
-	u.Keep()
-	u.Add(f.release) // the image stays, whatever goes wrong from here on
-	if err := fault.Point("committed"); err != nil {
-		return stats, err
-	}
-	if !o.LeaveRunning {
-		stats.Frozen = time.Since(f.since)
-		if err := end(ctx, f); err != nil {
-			return stats, err
-		}
-	}
-	u.Keep()
 	if o.follows() {
-		if err := pre.keepOn(ctx, c, o.ImageDir); err != nil { // the checkpoint is whole
+		if err := s.pre.keepOn(ctx, c, o.ImageDir); err != nil { // the checkpoint is whole
 			log.Warn("the next checkpoint will be a full one", slog.Any("err", err))
 		}
 	}
+	stats.Frozen = s.frozen
 	stats.count(img)
 	stats.ImageBytes, err = treeSize(o.ImageDir)
 	stats.Total = time.Since(begin)
@@ -122,6 +66,72 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (_ Stats, err error) {
 		slog.Int("tasks", stats.Tasks), slog.Int("threads", stats.Threads),
 		slog.Int64("image_bytes", stats.ImageBytes), slog.Int64("pages_bytes", stats.PagesBytes))
 	return stats, err
+}
+
+// save copies what it can while the container runs, takes the picture and makes
+// the image visible. Then the container goes on, or has ended.
+func (s *still) save(ctx context.Context, codec blob.Chunk_Codec) (_ *blob.Image, err error) {
+	var u undo.Stack
+	defer u.Run(ctx, &err)
+	if s.image, err = dir.Create(s.o.ImageDir); err != nil {
+		return nil, err
+	}
+	u.Add(func(context.Context) error { return s.image.Abort() })
+	pages, err := s.image.Create(pagesFile)
+	if err != nil {
+		return nil, err
+	}
+	before, err := openParent(s.o, s.c.kept, s.log)
+	if err != nil {
+		return nil, err
+	}
+	s.store = mem.NewStore(pages, mem.StoreOptions{Codec: codec, Parent: before.store()})
+	if s.pre, err = startPrecopy(ctx, s.c, s.o, before, s.store, s.log); err != nil {
+		return nil, err
+	}
+	if err := fault.Point("precopied"); err != nil {
+		return nil, err
+	}
+	f, img, err := s.picture(ctx, &u)
+	if err != nil {
+		return nil, err
+	}
+	if s.o.LeaveRunning && !s.o.follows() {
+		s.pre.closeBehind()
+	}
+	if err := fault.Point("released"); err != nil {
+		return nil, err
+	}
+	if err := s.commit(ctx, img); err != nil {
+		return nil, err
+	}
+	u.Keep()
+	u.Add(f.release) // the image stays, whatever goes wrong from here on
+	if err := fault.Point("committed"); err != nil {
+		return nil, err
+	}
+	if !s.o.LeaveRunning {
+		s.frozen = time.Since(f.since)
+		if err := end(ctx, f); err != nil {
+			return nil, err
+		}
+	}
+	u.Keep()
+	return img, nil
+}
+
+// commit makes the image visible when its pages are in the store.
+func (s *still) commit(ctx context.Context, img *blob.Image) error {
+	if err := s.stored(ctx); err != nil {
+		return err
+	}
+	if err := fault.Point("stored"); err != nil {
+		return err
+	}
+	img.Container.LeftRunning = s.o.LeaveRunning
+	img.Pages = s.store.Index(pagesFile)
+	img.Prune()
+	return s.image.Commit(img)
 }
 
 // still takes the picture of a container that stands still.
@@ -133,7 +143,7 @@ type still struct {
 	pre    *precopy
 	log    *slog.Logger
 	saver  *mem.Saver    // of the last picture
-	frozen time.Duration // that the container stood still, if it goes on
+	frozen time.Duration // that the container stood still
 }
 
 // picture freezes the container and captures it. One that is left running goes

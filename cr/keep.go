@@ -185,7 +185,7 @@ func KeepTrackers(ctx context.Context, init int, record string) error {
 	}
 	defer unix.Close(pidfd)
 	if _, err := io.ReadFull(os.Stdin, make([]byte, 1)); err != nil {
-		return nil //nolint:nilerr // not wanted
+		return nil // not wanted
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- awaitEnd(pidfd) }()

@@ -96,7 +96,7 @@ func (p *precopy) adopt(c *container, before *parent) error {
 		k := &c.kept.Spaces[i]
 		st, err := procfs.ReadStatus(k.Proc.PID)
 		if err != nil || !k.Proc.alive() {
-			continue //nolint:nilerr // it has ended
+			continue // it has ended
 		}
 		uffd, err := c.kept.take(k)
 		if err != nil {
@@ -155,7 +155,7 @@ func (p *precopy) candidates(c *container, family []int, all bool) []int {
 	for _, pid := range family {
 		st, err := procfs.ReadStatus(pid)
 		if err != nil || st.RSSAnon < least || p.spaces[pid] != nil && p.spaces[pid].news(c.maps[pid]) < least {
-			continue //nolint:nilerr // it has ended
+			continue // it has ended
 		}
 		if pinned(pid) {
 			p.log.Warn("a process that reads past the page cache is copied while it stands still", slog.Int("pid", containerPID(&st)))

@@ -72,8 +72,10 @@ var apps = []app{
 		name:  "bash",
 		tools: []string{"bash"},
 		files: hostPrograms("bash"),
-		cmd: []string{"/usr/bin/bash", "-c",
-			`trap 'echo $x > /tmp/x' USR1; x=$RANDOM$RANDOM; while :; do read -t 1 <> <(:); done`},
+		cmd: []string{
+			"/usr/bin/bash", "-c",
+			`trap 'echo $x > /tmp/x' USR1; x=$RANDOM$RANDOM; while :; do read -t 1 <> <(:); done`,
+		},
 		ask: []string{"/bin/sh", "-c", `rm -f /tmp/x; kill -USR1 1; while ! grep . /tmp/x; do usleep 10000; done`},
 	},
 }

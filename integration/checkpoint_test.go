@@ -344,8 +344,10 @@ func TestCtrRestoreFails(t *testing.T) {
 	w.remove("c1")
 	truncateAll(t, image)
 
-	line := append([]string{"run", "-d", "--null-io", "--runtime", harness.RuncName,
-		"--annotation", "stasis.dev/restore-from=" + image}, harness.RunArgs()...)
+	line := append([]string{
+		"run", "-d", "--null-io", "--runtime", harness.RuncName,
+		"--annotation", "stasis.dev/restore-from=" + image,
+	}, harness.RunArgs()...)
 	_, err := w.Ctr(t.Context(), append(line, busyboxRef, "c2")...)
 	if err == nil {
 		t.Fatal("a damaged image was restored")

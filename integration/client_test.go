@@ -90,7 +90,8 @@ func (w *world) clientContainer(ctx context.Context, client *containerd.Client) 
 }
 
 func startTask(ctx context.Context, t *testing.T, c containerd.Container,
-	opts ...containerd.NewTaskOpts) containerd.Task {
+	opts ...containerd.NewTaskOpts,
+) containerd.Task {
 	t.Helper()
 	task, err := c.NewTask(ctx, cio.NullIO, opts...)
 	if err != nil {

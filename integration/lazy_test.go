@@ -26,9 +26,18 @@ type lazyProgram struct {
 
 func lazyPrograms() []lazyProgram {
 	return []lazyProgram{
-		{"touch", "faults"}, {"fork", "forks"}, {"move", "moves"}, {"drop", "drops"}, {"hole", "unmaps"},
-		{"lock", "faults"}, {"call", "faults"}, {"exec", "forks"}, {"end", "spaces"}, {"huge", "drops"},
-		{"storm", "moves"}, {"storm", "forks"},
+		{"touch", "faults"},
+		{"fork", "forks"},
+		{"move", "moves"},
+		{"drop", "drops"},
+		{"hole", "unmaps"},
+		{"lock", "faults"},
+		{"call", "faults"},
+		{"exec", "forks"},
+		{"end", "spaces"},
+		{"huge", "drops"},
+		{"storm", "moves"},
+		{"storm", "forks"},
 	}
 }
 

@@ -15,8 +15,11 @@ import (
 func TestAppendHuge(t *testing.T) {
 	var list []*blob.Huge
 	for _, s := range []span{
-		{start: 0x200000, end: 0x400000}, {start: 0x400000, end: 0x800000}, {start: 0x800000, end: 0x801000},
-		{start: 0xa01000, end: 0xc00000}, {start: 0xc00000, end: 0xe00000},
+		{start: 0x200000, end: 0x400000},
+		{start: 0x400000, end: 0x800000},
+		{start: 0x800000, end: 0x801000},
+		{start: 0xa01000, end: 0xc00000},
+		{start: 0xc00000, end: 0xe00000},
 	} {
 		list = appendHuge(list, s)
 	}
@@ -30,7 +33,9 @@ func TestHugePieces(t *testing.T) {
 	got := hugePieces([]*blob.Huge{{Start: 0x200000, Count: 2}, {Start: 1 << 30, Count: 2*hugeStep + 1}})
 	const piece = hugeStep * HugeSize
 	want := []Region{
-		{0x200000, 0x600000}, {1 << 30, 1<<30 + piece}, {1<<30 + piece, 1<<30 + 2*piece},
+		{0x200000, 0x600000},
+		{1 << 30, 1<<30 + piece},
+		{1<<30 + piece, 1<<30 + 2*piece},
 		{1<<30 + 2*piece, 1<<30 + 2*piece + HugeSize},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -65,8 +70,10 @@ func TestHugePool(t *testing.T) {
 		{
 			Vmas: []*blob.VMA{pool(1<<31, 100, blob.VMAFlag_VMA_NORESERVE)},
 			Extents: []*blob.Extent{
-				{Start: 1<<31 - PageSize, Pages: 1}, {Start: 1<<31 + HugeSize - PageSize, Pages: 2},
-				{Start: 1<<31 + HugeSize + 2*PageSize, Pages: 2}, {Start: 1<<31 + 50*HugeSize, Pages: 3 * 512},
+				{Start: 1<<31 - PageSize, Pages: 1},
+				{Start: 1<<31 + HugeSize - PageSize, Pages: 2},
+				{Start: 1<<31 + HugeSize + 2*PageSize, Pages: 2},
+				{Start: 1<<31 + 50*HugeSize, Pages: 3 * 512},
 				{Start: 1<<31 + 99*HugeSize, Pages: 1024},
 			},
 		},

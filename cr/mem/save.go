@@ -379,8 +379,8 @@ func pack(j *job, store *Store) (*packer, error) {
 
 // place is where a page with the same bytes is stored, or else its own.
 func (p *packer) place(page []byte, back *readBack) (slot, error) {
-	print := fingerprint(page)
-	at, met := p.store.twins.meet(print, p)
+	mark := fingerprint(page)
+	at, met := p.store.twins.meet(mark, p)
 	if !met {
 		p.keep(page, at)
 		return at, nil
@@ -395,7 +395,7 @@ func (p *packer) place(page []byte, back *readBack) (slot, error) {
 		at = p.next()
 		p.keep(page, at)
 	}
-	p.store.twins.remember(print, at)
+	p.store.twins.remember(mark, at)
 	return at, nil
 }
 

@@ -29,12 +29,16 @@ func TestWatchable(t *testing.T) {
 		"nothing":   {},
 		"too small": {[]*blob.VMA{anon(0x1000, big)}, []*blob.Extent{{Start: 0x1000, Pages: big - 1}}, nil, nil},
 		"all is huge": {
-			[]*blob.VMA{anon(HugeSize, 2*big)}, []*blob.Extent{{Start: HugeSize, Pages: 2 * big}},
-			[]*blob.Huge{{Start: HugeSize, Count: 2 * big * PageSize / HugeSize}}, nil,
+			[]*blob.VMA{anon(HugeSize, 2*big)},
+			[]*blob.Extent{{Start: HugeSize, Pages: 2 * big}},
+			[]*blob.Huge{{Start: HugeSize, Count: 2 * big * PageSize / HugeSize}},
+			nil,
 		},
 		"a half is huge": {
-			[]*blob.VMA{anon(HugeSize, 2*big)}, []*blob.Extent{{Start: HugeSize, Pages: 2 * big}},
-			[]*blob.Huge{{Start: HugeSize, Count: big * PageSize / HugeSize}}, []Region{{HugeSize, HugeSize + 2*watchTask}},
+			[]*blob.VMA{anon(HugeSize, 2*big)},
+			[]*blob.Extent{{Start: HugeSize, Pages: 2 * big}},
+			[]*blob.Huge{{Start: HugeSize, Count: big * PageSize / HugeSize}},
+			[]Region{{HugeSize, HugeSize + 2*watchTask}},
 		},
 		"one": {[]*blob.VMA{anon(0x1000, big)}, []*blob.Extent{{Start: 0x1000, Pages: big}}, nil, []Region{{0x1000, 0x1000 + watchTask}}},
 		"some are too small": {

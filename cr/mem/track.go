@@ -148,13 +148,13 @@ func (t *Tracker) mend() error {
 	}
 	pidfd, err := unix.PidfdOpen(t.pid, 0)
 	if err != nil {
-		return nil //nolint:nilerr // it has ended
+		return nil // it has ended
 	}
 	defer unix.Close(pidfd)
 	for _, r := range hugeRegions(t.huge) {
 		for at := r.Start; at < r.End; at += HugeSize {
 			if isSplit(t.pagemap, at) {
-				_ = sys.ProcessMadvise(pidfd, at, at+HugeSize, unix.MADV_COLLAPSE) // see above
+				_ = sys.ProcessMadvise(pidfd, at, at+HugeSize, unix.MADV_COLLAPSE) //nolint:errcheck // see above
 			}
 		}
 	}

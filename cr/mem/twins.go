@@ -31,7 +31,7 @@ const twinChunks = 1 << 24
 
 func (s seen) slot() slot { return slot{s.at / chunkPages, s.at % chunkPages} }
 
-func see(print uint64, at slot) seen { return seen{uint32(print), at.chunk*chunkPages + at.page} }
+func see(mark uint64, at slot) seen { return seen{uint32(mark), at.chunk*chunkPages + at.page} }
 
 // twins finds pages that may have been stored before: their fingerprints are the
 // same, and whoever asks compares the bytes. docs/adr/0007-page-store.md says
@@ -67,19 +67,19 @@ func fingerprint(page []byte) uint64 {
 
 // meet says where the last page with this fingerprint is. If there is none, the
 // page is going to be where fresh says, and is remembered.
-func (t *twins) meet(print uint64, fresh nextSlot) (at slot, met bool) {
-	i := print >> 40 % twinSets
+func (t *twins) meet(mark uint64, fresh nextSlot) (at slot, met bool) {
+	i := mark >> 40 % twinSets
 	t.locks[i%twinLocks].Lock()
 	defer t.locks[i%twinLocks].Unlock()
 	set := &t.sets[i]
 	for n := range set {
-		if set[n].print == uint32(print) {
+		if set[n].print == uint32(mark) {
 			return set[n].slot(), true
 		}
 	}
 	at = fresh.next()
 	if at.chunk < twinChunks {
-		set.push(twinWays-1, see(print, at))
+		set.push(twinWays-1, see(mark, at))
 	}
 	return at, false
 }
@@ -89,17 +89,17 @@ type nextSlot interface{ next() slot }
 
 // remember puts a page that was met in front of its set, with the place that it
 // has now.
-func (t *twins) remember(print uint64, at slot) {
-	i := print >> 40 % twinSets
+func (t *twins) remember(mark uint64, at slot) {
+	i := mark >> 40 % twinSets
 	t.locks[i%twinLocks].Lock()
 	defer t.locks[i%twinLocks].Unlock()
 	set := &t.sets[i]
 	n := 0
-	for n < twinWays-1 && set[n].print != uint32(print) {
+	for n < twinWays-1 && set[n].print != uint32(mark) {
 		n++
 	}
 	if at.chunk < twinChunks {
-		set.push(n, see(print, at))
+		set.push(n, see(mark, at))
 	}
 }
 

@@ -73,8 +73,10 @@ func TestOwnAndDrop(t *testing.T) {
 	}
 	const at = 0x20_0000_0000
 	calls := []Call{
-		{NR: unix.SYS_MMAP, Args: [6]uint64{at, pageSize, unix.PROT_READ | unix.PROT_WRITE,
-			unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED_NOREPLACE, ^uint64(0)}},
+		{NR: unix.SYS_MMAP, Args: [6]uint64{
+			at, pageSize, unix.PROT_READ | unix.PROT_WRITE,
+			unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED_NOREPLACE, ^uint64(0),
+		}},
 		{NR: unix.SYS_MUNMAP, Args: [6]uint64{at, pageSize}},
 	}
 	if err := o.Batch(t.Context(), calls); err != nil || calls[0].Ret != at || calls[1].Ret != 0 {

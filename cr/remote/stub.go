@@ -48,9 +48,21 @@ func slotRegs(r *unix.PtraceRegs) []struct {
 		reg byte
 		val uint64
 	}{
-		{rax, r.Rax}, {rcx, r.Rcx}, {rdx, r.Rdx}, {rbx, r.Rbx}, {rbp, r.Rbp},
-		{rsi, r.Rsi}, {rdi, r.Rdi}, {r8, r.R8}, {r9, r.R9}, {r10, r.R10},
-		{r11, r.R11}, {r12, r.R12}, {r13, r.R13}, {r14, r.R14}, {r15, r.R15},
+		{rax, r.Rax},
+		{rcx, r.Rcx},
+		{rdx, r.Rdx},
+		{rbx, r.Rbx},
+		{rbp, r.Rbp},
+		{rsi, r.Rsi},
+		{rdi, r.Rdi},
+		{r8, r.R8},
+		{r9, r.R9},
+		{r10, r.R10},
+		{r11, r.R11},
+		{r12, r.R12},
+		{r13, r.R13},
+		{r14, r.R14},
+		{r15, r.R15},
 	}
 }
 

@@ -40,8 +40,8 @@ const (
 	UFFDUnmap     = 0x16
 )
 
-// IoctlUFFDNew, on an open /dev/userfaultfd, makes a userfaultfd of the calling
-// task's memory without asking for a privilege (Linux 6.1). Its argument are
+// IoctlUFFDNew on an open /dev/userfaultfd makes a userfaultfd of the calling
+// task's memory without asking for a privilege (Linux 6.1). Its argument is of
 // O_CLOEXEC and O_NONBLOCK.
 const IoctlUFFDNew = 0xaa00
 

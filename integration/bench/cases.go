@@ -116,8 +116,13 @@ func live(z scale, procs int) []test {
 			name: writer, args: load(z.mib, procs, "rate=1000"), mib: 2 * z.mib,
 			show: []figure{frozen, seen, checkpoint, image, first, restore, memory},
 			goals: []goal{
-				{figure: frozen, times: 150}, {figure: frozen, most: 5}, {figure: seen, times: 150},
-				{figure: checkpoint, times: 1.3}, {figure: first, times: 2.5}, {figure: restore, times: 2.5}, engineMemory(),
+				{figure: frozen, times: 150},
+				{figure: frozen, most: 5},
+				{figure: seen, times: 150},
+				{figure: checkpoint, times: 1.3},
+				{figure: first, times: 2.5},
+				{figure: restore, times: 2.5},
+				engineMemory(),
 			},
 		},
 		{

@@ -29,11 +29,25 @@ type program struct {
 
 func programs() []program {
 	return []program{
-		{"files", files}, {"deleted", deleted}, {"devices", devices}, {"locks", locks}, {"manyfds", manyFDs},
-		{"pipes", pipes}, {"fifos", fifos},
-		{"eventfd", eventFD}, {"epoll", epoll}, {"timerfd", timerFD}, {"signalfd", signalFD}, {"memfd", memFD},
-		{"unixpair", unixPair}, {"unixlisten", unixListen}, {"tcplisten", tcpListen}, {"udp", udp},
-		{"hostname", hostname}, {"tmpfs", tmpfs}, {"goruntime", goRuntime},
+		{"files", files},
+		{"deleted", deleted},
+		{"devices", devices},
+		{"locks", locks},
+		{"manyfds", manyFDs},
+		{"pipes", pipes},
+		{"fifos", fifos},
+		{"eventfd", eventFD},
+		{"epoll", epoll},
+		{"timerfd", timerFD},
+		{"signalfd", signalFD},
+		{"memfd", memFD},
+		{"unixpair", unixPair},
+		{"unixlisten", unixListen},
+		{"tcplisten", tcpListen},
+		{"udp", udp},
+		{"hostname", hostname},
+		{"tmpfs", tmpfs},
+		{"goruntime", goRuntime},
 		{"refused", refused},
 	}
 }

@@ -15,9 +15,19 @@ import (
 // to them, so each checks that its object still works.
 func refusals() []program {
 	return []program{
-		{"inotify", inotify}, {"netlink", netlink}, {"packet", packet}, {"tcp", tcpConnected}, {"flight", inFlight},
-		{"sysv", sysvShm}, {"mqueue", mqueue}, {"traced", traced}, {"mounted", mounted}, {"pidns", pidns},
-		{"pidfd", pidFD}, {"lock", lockHeld}, {"packets", packets},
+		{"inotify", inotify},
+		{"netlink", netlink},
+		{"packet", packet},
+		{"tcp", tcpConnected},
+		{"flight", inFlight},
+		{"sysv", sysvShm},
+		{"mqueue", mqueue},
+		{"traced", traced},
+		{"mounted", mounted},
+		{"pidns", pidns},
+		{"pidfd", pidFD},
+		{"lock", lockHeld},
+		{"packets", packets},
 	}
 }
 

@@ -223,7 +223,8 @@ func tcpListen() (func() error, error) {
 		{what: "v4 on one address", domain: unix.AF_INET, opts: [][3]int{{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}}},
 		{what: "v6", domain: unix.AF_INET6, opts: [][3]int{{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1}}},
 		{what: "v6 and v4", domain: unix.AF_INET6, opts: [][3]int{
-			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0}, {unix.SOL_SOCKET, unix.SO_REUSEPORT, 1},
+			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0},
+			{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1},
 			{unix.SOL_SOCKET, unix.SO_RCVBUF, 50000},
 		}},
 	}

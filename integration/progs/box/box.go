@@ -182,8 +182,10 @@ func (b *Box) Check(ctx context.Context) error { return command(b.save(ctx, "che
 
 // Restore starts the container from an image, in the same bundle.
 func (b *Box) Restore(ctx context.Context, image string, flags ...string) error {
-	args := append([]string{"restore", "--detach", "--image-path", image, "--work-path", image, "--bundle", b.dir,
-		"--pid-file", filepath.Join(b.dir, "pid")}, flags...)
+	args := append([]string{
+		"restore", "--detach", "--image-path", image, "--work-path", image, "--bundle", b.dir,
+		"--pid-file", filepath.Join(b.dir, "pid"),
+	}, flags...)
 	return b.detached(b.save(ctx, append(args, b.ID)...))
 }
 

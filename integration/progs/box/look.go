@@ -133,8 +133,10 @@ func (l *Look) status(dir string, w What) {
 	if err != nil {
 		return
 	}
-	keep := []string{"Name", "Umask", "Uid", "Gid", "Groups", "TracerPid", "SigBlk", "SigIgn", "SigCgt", "CapEff",
-		"CapPrm", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Cpus_allowed"}
+	keep := []string{
+		"Name", "Umask", "Uid", "Gid", "Groups", "TracerPid", "SigBlk", "SigIgn", "SigCgt", "CapEff",
+		"CapPrm", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Cpus_allowed",
+	}
 	if w.Signals {
 		keep = append(keep, "SigPnd", "ShdPnd")
 	}
