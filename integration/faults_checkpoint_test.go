@@ -92,7 +92,7 @@ func faultCheckpoint(t *testing.T, e box.Engine, progs box.Programs, v victim, s
 func (r *trial) strike(was box.Look, state, point, mode string) bool {
 	r.Helper()
 	if state == "paused" {
-		r.must(r.runtime("pause", r.ID))
+		r.pause()
 	}
 	spec := point + "=" + mode
 	if r.v.nth > 0 {
@@ -180,7 +180,7 @@ func (r *trial) end(state, point, mode string) {
 	r.Helper()
 	was := r.baseline()
 	if state == "paused" {
-		r.must(r.runtime("pause", r.ID))
+		r.pause()
 	}
 	image := filepath.Join(r.TempDir(), "image")
 	o := r.save(point+"="+mode, image)

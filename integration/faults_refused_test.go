@@ -68,7 +68,7 @@ func TestFaultTarget(t *testing.T) {
 func (r *trial) notSaved(image, state, why string) {
 	r.Helper()
 	if state == "paused" {
-		r.must(r.runtime("pause", r.ID))
+		r.pause()
 	}
 	r.oneLine(r.save("", image, "--leave-running"), why)
 	if exists(image) {

@@ -156,21 +156,29 @@ func lazyEngine(t *testing.T) (box.Engine, box.Programs) {
 	return box.Engine{Runtime: objectRuntime(t), Save: harness.Build(t).Stasis}, buildObjects(t)
 }
 
+// lazyTries is how often a program is restored that has to be quicker than the
+// one who fills its memory, on a machine that may have other work.
+const lazyTries = 4
+
 // TestLazy restores each program lazily, and it checks itself at once: what it
 // does must have happened while memory was still to come.
 func TestLazy(t *testing.T) {
 	e, progs := lazyEngine(t)
 	for i, p := range lazyPrograms() {
 		t.Run(fmt.Sprintf("%s/%s", p.name, p.told), func(t *testing.T) {
-			l := newLazy(t, e, progs, uint32(i%2*1000), "lazy-"+p.name)
-			l.restore()
-			if err := l.Go(l.ctx); err != nil {
-				t.Errorf("%v\n%s", err, l.log())
+			for range lazyTries {
+				l := newLazy(t, e, progs, uint32(i%2*1000), "lazy-"+p.name)
+				l.restore()
+				if err := l.Go(l.ctx); err != nil {
+					t.Errorf("%v\n%s", err, l.log())
+				}
+				l.filled()
+				if l.counted(p.told) > 0 {
+					return
+				}
+				t.Logf("no %s while memory was to come:\n%s", p.told, l.log())
 			}
-			l.filled()
-			if l.counted(p.told) == 0 {
-				t.Errorf("no %s while memory was to come:\n%s", p.told, l.log())
-			}
+			t.Error("memory was there too soon, again and again")
 		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -45,11 +46,26 @@ func peek(t *testing.T, b *box.Box) *peeker {
 	return p
 }
 
+// read reads memory. A page of a lazy container that is still to come is EIO for
+// whoever looks from outside.
+func (p *peeker) read(t *testing.T, b []byte, at int64) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	return box.Poll(ctx, func() (bool, error) {
+		n, err := p.mem.ReadAt(b, at)
+		if errors.Is(err, unix.EIO) {
+			return false, nil
+		}
+		return n == len(b), err
+	})
+}
+
 // newest is the number of the program's newest write.
 func (p *peeker) newest(t *testing.T) uint64 {
 	t.Helper()
 	b := make([]byte, 8)
-	if n, err := p.mem.ReadAt(b, p.seq); n < len(b) {
+	if err := p.read(t, b, p.seq); err != nil {
 		t.Fatalf("%s: newest write: %v: %s", p.ID, err, result(p.Box))
 	}
 	return binary.NativeEndian.Uint64(b)
@@ -61,7 +77,7 @@ const pageSize = 4096
 func (p *peeker) all(t *testing.T) [][]byte {
 	t.Helper()
 	b := make([]byte, p.pages*pageSize)
-	if n, err := p.mem.ReadAt(b, p.first); n < len(b) {
+	if err := p.read(t, b, p.first); err != nil {
 		t.Fatalf("pages: %v", err)
 	}
 	return slices.Collect(slices.Chunk(b, pageSize))

@@ -1,8 +1,12 @@
 package mem
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/sys"
@@ -74,7 +78,11 @@ const (
 // call with the same buffer.
 func pageFrames(pagemap *os.File, s span, buf []byte) ([]uint64, error) {
 	n := int((s.end - s.start) / PageSize * 8)
-	if _, err := pagemap.ReadAt(buf[:n], int64(s.start/PageSize*8)); err != nil {
+	_, err := pagemap.ReadAt(buf[:n], int64(s.start/PageSize*8))
+	if errors.Is(err, io.EOF) { // how the file says that its memory has gone
+		err = unix.ESRCH
+	}
+	if err != nil {
 		return nil, fmt.Errorf("pagemap of %x-%x: %w", s.start, s.end, err)
 	}
 	return sys.PageEntries(buf[:n]), nil

@@ -59,7 +59,12 @@ static long c_clock_nanosleep_rel(void)
 	return syscall(SYS_clock_nanosleep, CLOCK_BOOTTIME, 0, &ts, &rem);
 }
 
-static long c_futex(void) { return syscall(SYS_futex, &o.fut[0], FUTEX_WAIT_PRIVATE, 0, NULL); }
+// A call that begins again behind the wake finds the word changed.
+static long c_futex(void)
+{
+	long ret = syscall(SYS_futex, &o.fut[0], FUTEX_WAIT_PRIVATE, 0, NULL);
+	return ret < 0 && errno == EAGAIN && o.fut[0] == 1 ? 0 : ret;
+}
 
 static long c_futex_timed(void)
 {
