@@ -43,7 +43,7 @@ const eagerPages = 16
 // startLazy starts whoever fills memory later, beside the launch of the
 // container. It answers nil if that is not asked for or pays nothing, or if this
 // kernel can't do it.
-func startLazy(o *RestoreOptions, image *dir.Dir, stores []*os.File, log *slog.Logger, u *undo.Stack) (_ *lazily, err error) {
+func startLazy(o *RestoreOptions, image *dir.Dir, pages *openedPages, log *slog.Logger, u *undo.Stack) (_ *lazily, err error) {
 	if !o.LazyPages {
 		return nil, nil //nolint:nilnil // nil is a lazily
 	}
@@ -56,15 +56,16 @@ func startLazy(o *RestoreOptions, image *dir.Dir, stores []*os.File, log *slog.L
 	if len(plan.Spaces) == 0 {
 		return nil, nil //nolint:nilnil // likewise
 	}
-	if len(stores) > lazy.MostStores {
-		log.Warn("memory is filled before the container goes on: it lies in too many checkpoints", slog.Int("stores", len(stores)))
+	if len(pages.files) > lazy.MostStores {
+		log.Warn("memory is filled before the container goes on: it lies in too many checkpoints", slog.Int("stores", len(pages.files)))
 		return nil, nil //nolint:nilnil // likewise
 	}
 	plan.LogDir = o.WorkDir
 	if plan.LogDir == "" {
 		plan.LogDir = o.ImageDir
 	}
-	files := lazy.Files{Stores: stores}
+	plan.Remote = pages.remote
+	files := lazy.Files{Stores: pages.files}
 	if files.Dir, err = os.Open(o.ImageDir); err != nil {
 		return nil, err
 	}

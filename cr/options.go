@@ -6,6 +6,7 @@ import (
 
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/mem"
+	"github.com/stasis-cr/stasis/cr/pageserver"
 )
 
 // CheckpointOptions says what to checkpoint and how. Unless said otherwise the
@@ -59,6 +60,11 @@ type RestoreOptions struct {
 	NoPivot       bool
 	NoSubreaper   bool
 	LazyPages     bool // private memory is filled while the container runs
+
+	// PageServer has the checkpoint, which comes into ImageDir; with LazyPages its
+	// page stores do not. Without an address the checkpoint is in ImageDir. It is
+	// no flag of runc, nor are its keys.
+	PageServer pageserver.Remote
 
 	Log      *slog.Logger
 	Progress func(Progress)

@@ -16,6 +16,7 @@ import (
 	"github.com/stasis-cr/stasis/cr/blob/dir"
 	"github.com/stasis-cr/stasis/cr/fault"
 	"github.com/stasis-cr/stasis/cr/mem"
+	"github.com/stasis-cr/stasis/cr/pageserver"
 	"github.com/stasis-cr/stasis/cr/task"
 	"github.com/stasis-cr/stasis/cr/undo"
 	"github.com/stasis-cr/stasis/namespaces"
@@ -29,7 +30,12 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 	runtime.LockOSThread() // every ptrace call comes from here; never unlocked
 	begin := time.Now()
 	log := logger(o.Log)
-	image, err := dir.Open(o.ImageDir)
+	client, err := fetch(ctx, &o, log)
+	if err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, client.Close()) }()
+	image, err := openImage(&o)
 	if err != nil {
 		return 1, err
 	}
@@ -38,7 +44,7 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 	if err := checkHost(img, log); err != nil {
 		return 1, err
 	}
-	pages, err := openPages(image)
+	pages, err := openSource(ctx, &o, image, client)
 	if err != nil {
 		return 1, err
 	}
@@ -71,7 +77,7 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *openedPages, steps []task.Step, log *slog.Logger) (init int, err error) {
 	var u undo.Stack
 	defer u.Run(ctx, &err)
-	later, err := startLazy(o, image, pages.files, log, &u)
+	later, err := startLazy(o, image, pages, log, &u)
 	if err != nil {
 		return 0, err
 	}
@@ -165,13 +171,18 @@ func (r *restorer) tmpfs(ctx context.Context, t *blob.Tmpfs) error {
 // openedPages are the pages of an image with the files that they lie in.
 type openedPages struct {
 	*mem.Pages
-	files []*os.File
+	files  []*os.File
+	remote pageserver.Remote // who has them, if there are no files
 }
 
 // openPages opens the page store of an image and those of earlier checkpoints
 // that it needs.
 func openPages(image *dir.Dir) (*openedPages, error) {
-	files, err := image.Stores()
+	return openFiles(image, image.Stores)
+}
+
+func openFiles(image *dir.Dir, open func() ([]*os.File, error)) (*openedPages, error) {
+	files, err := open()
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +190,7 @@ func openPages(image *dir.Dir) (*openedPages, error) {
 	for i, f := range files[1:] {
 		parents[i] = f
 	}
-	return &openedPages{mem.OpenPages(image.Image().Pages, files[0], parents...), files}, nil
+	return &openedPages{Pages: mem.OpenPages(image.Image().Pages, files[0], parents...), files: files}, nil
 }
 
 func (p *openedPages) close() error {

@@ -79,24 +79,7 @@ func TestFaultLazyError(t *testing.T) {
 func TestFaultLazyChunk(t *testing.T) {
 	e, progs := lazyEngine(t)
 	l := newLazy(t, e, progs, 1000, "lazy-touch")
-	pages := filepath.Join(l.image, "pages.img")
-	f, err := os.OpenFile(pages, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := make([]byte, 1)
-	if _, err := f.ReadAt(b, st.Size()/2); err != nil {
-		t.Fatal(err)
-	}
-	b[0] ^= 1
-	if _, err := f.WriteAt(b, st.Size()/2); err != nil {
-		t.Fatal(err)
-	}
+	spoilPages(t, filepath.Join(l.image, "pages.img"))
 	l.restore()
 	l.killed("checksum")
 }

@@ -56,7 +56,7 @@ func lazyPoints() []string {
 
 // TestFaultPoints compares the lists of points with the source.
 func TestFaultPoints(t *testing.T) {
-	named := slices.Concat(checkpointPoints(), endPoints(), chainPoints(), restorePoints(), lazyPoints())
+	named := slices.Concat(checkpointPoints(), endPoints(), chainPoints(), restorePoints(), lazyPoints(), pagePoints())
 	found := sourcePoints(t)
 	for _, p := range found {
 		if !slices.Contains(named, p) {

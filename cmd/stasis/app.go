@@ -26,10 +26,14 @@ type engine struct {
 	check      func(context.Context, cr.CheckpointOptions) ([]error, error)
 	verify     func(context.Context, cr.VerifyOptions) (cr.Verified, error)
 	flatten    func(context.Context, cr.FlattenOptions) error
+	servePages func(context.Context, cr.PageServerOptions) error
 }
 
 func realEngine() engine {
-	return engine{checkpoint: cr.Checkpoint, restore: cr.Restore, check: cr.Check, verify: cr.Verify, flatten: cr.Flatten}
+	return engine{
+		checkpoint: cr.Checkpoint, restore: cr.Restore, check: cr.Check,
+		verify: cr.Verify, flatten: cr.Flatten, servePages: cr.ServePages,
+	}
 }
 
 // command is one of our own verbs.
@@ -51,6 +55,7 @@ func (a *app) commands(g *global) []*command {
 		a.inspectCommand(g),
 		a.verifyCommand(),
 		a.flattenCommand(),
+		a.pageServerCommand(g),
 		a.versionCommand(),
 	}
 }

@@ -60,7 +60,7 @@ func newFake(t *testing.T) *fake {
 			return f.status, f.err
 		},
 		check:  func(context.Context, cr.CheckpointOptions) ([]error, error) { return f.obstacles, f.err },
-		verify: cr.Verify, flatten: cr.Flatten,
+		verify: cr.Verify, flatten: cr.Flatten, servePages: cr.ServePages,
 	}
 	f.exec = func(path string, argv, env []string) error {
 		cmd := exec.CommandContext(t.Context(), path, argv[1:]...)
@@ -400,7 +400,17 @@ func TestUsage(t *testing.T) {
 		{args: "checkpoint ../id", status: 1, err: `invalid container ID "../id"`},
 		{args: "checkpoint ..", status: 1, err: "invalid container ID"},
 		{args: "checkpoint --lazy-pages id", status: 1, err: "--lazy-pages is not supported yet"},
-		{args: "checkpoint --page-server a:1 id", status: 1, err: "--page-server is not supported yet"},
+		{args: "checkpoint --page-server a:1 id", status: 1, err: `--page-server is not supported yet: memory is written to --image-path, and "stasis page-server" gives it`},
+		{args: "restore --page-server h:1 id", status: 1, err: "--page-server needs --tls-cert"},
+		{args: "restore --page-server h:1 --tls-cert c --tls-key k id", status: 1, err: "--page-server needs --tls-ca"},
+		{args: "restore --tls-key k id", status: 1, err: "--tls-key is of use with --page-server only"},
+		{args: "restore --page-server-timeout 5 id", status: 1, err: "invalid --page-server-timeout: time: missing unit"},
+		{args: "restore --page-server-timeout -1s id", status: 1, err: "it must be more than 0"},
+		{args: "restore --help", out: "--page-server value"},
+		{args: "page-server", status: 1, err: `"page-server" requires exactly 1 argument(s)`},
+		{args: "page-server --listen h:1 --cert c --key k d", status: 1, err: "--ca is missing"},
+		{args: "page-server --listen h:1 --cert c --key k --ca /nowhere /nowhere", status: 1, err: "certificate c with key k"},
+		{args: "help page-server", out: "SIGTERM"},
 		{args: "checkpoint --empty-ns pid id", status: 1, err: `invalid value "pid" for --empty-ns: want network`},
 		{args: "checkpoint --manage-cgroups-mode no id", status: 1, err: "want soft, full, strict, ignore"},
 		{args: "inspect", status: 1, err: `"inspect" requires exactly 1 argument(s)`},

@@ -38,7 +38,8 @@ func (a *app) checkpointCommand(g *global) *command {
 		text(&o.ParentPath, "parent-path", "an earlier checkpoint, from --image-path, to save only what changed since"),
 		on(&o.PreDump, "pre-dump", "let the container go on, and follow what it writes for a checkpoint with --parent-path"),
 		refused("lazy-pages", "leave the memory to be fetched later", false, "memory is saved at once"),
-		refused("page-server", "send the memory to ADDRESS:PORT", true, "memory is written to --image-path"),
+		refused("page-server", "send the memory to ADDRESS:PORT", true,
+			"memory is written to --image-path, and \"stasis page-server\" gives it to the machine that restores it"),
 		accepted("status-fd", "a descriptor to report to when lazy pages are ready (never)", true),
 	)
 	c.run = func(ctx context.Context, args []string) (int, error) { return 0, a.checkpoint(ctx, g, o, args) }

@@ -32,7 +32,7 @@ func (a *app) restoreCommand(g *global) *command {
 		name: "restore", summary: "restore a container from a checkpoint",
 		args: "<container-id>", about: restoreAbout,
 	}
-	c.options = []option{
+	c.options = append(o.remoteOptions(), []option{
 		text(&o.ConsoleSocket, "console-socket", "a unix socket that receives the container's terminal"),
 		text(&o.ImageDir, "image-path", "directory of the checkpoint (default: ./checkpoint)"),
 		text(&o.WorkDir, "work-path", "directory for logs (default: that of the checkpoint)"),
@@ -55,7 +55,7 @@ func (a *app) restoreCommand(g *global) *command {
 		hidden(accepted("no-new-keyring", "", false)),
 		hidden(accepted("tcp-close", "", false)),
 		hidden(accepted("network-lock", "", true)),
-	}
+	}...)
 	c.run = func(ctx context.Context, args []string) (int, error) { return a.restore(ctx, g, o, args) }
 	return c
 }
@@ -68,7 +68,7 @@ func (a *app) restore(ctx context.Context, g *global, o *restoreFlags, args []st
 	if o.Runtime, err = a.findRuntime(g); err != nil {
 		return 0, err
 	}
-	if err := o.paths(); err != nil {
+	if err := errors.Join(o.paths(), o.remote()); err != nil {
 		return 0, err
 	}
 	if err := o.checkBundle(); err != nil {

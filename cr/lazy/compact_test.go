@@ -101,11 +101,11 @@ func TestRecord(t *testing.T) {
 		t.Cleanup(func() { _ = f.Close() })
 		return f
 	}
-	old := kept{[]*os.File{nil, nil, open()}}
+	old := kept{[]*os.File{nil, nil, open(), nil}}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	mine := kept{[]*os.File{nil, nil, open()}}
+	mine := kept{[]*os.File{nil, nil, open(), nil}}
 	if err := old.removeRecord(); err != nil {
 		t.Error(err)
 	}

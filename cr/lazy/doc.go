@@ -1,4 +1,5 @@
-// Package lazy fills the memory of a restored container while it runs.
+// Package lazy fills the memory of a restored container while it runs, from page
+// stores that are here or that a page server has.
 //
 // The engine maps private anonymous memory, watches it with a userfaultfd for
 // each address space and lets the container go. Two processes of ours stay until
@@ -28,6 +29,7 @@
 // the guard takes from it what a server that died had not yet reported, and if
 // both die it keeps the program waiting.
 //
-// What can't be known (see book) or can't be had (a damaged chunk) ends the
-// container, with the reason in restore.log. It never becomes zeros.
+// What can't be known (see book) or can't be had (a damaged chunk, a page server
+// that stays away) ends the container, with the reason in restore.log. It never
+// becomes zeros.
 package lazy

@@ -12,7 +12,9 @@ import (
 	"github.com/stasis-cr/stasis/cr/sys"
 )
 
-// fault answers one fault: at once if the chunk is there.
+// fault answers one fault: at once if the chunk is there. Chunks from afar may be
+// pushed out of the cache before they are used, and the loop must not wait for
+// them.
 func (s *server) fault(sp *space, m sys.UFFDMsg) error {
 	if err := fault.Point("lazy-fault"); err != nil {
 		return err
@@ -20,7 +22,7 @@ func (s *server) fault(sp *space, m sys.UFFDMsg) error {
 	s.faults.Add(1)
 	addr := m.Address &^ (mem.PageSize - 1)
 	p, ok := s.st.at(sp, addr)
-	if !ok || s.cache.has(p.Chunk) {
+	if !ok || !s.far && s.cache.has(p.Chunk) {
 		return s.answer(sp, addr, m.Write)
 	}
 	s.serving.Add(1)

@@ -12,6 +12,7 @@ import (
 // What the background does.
 const (
 	fillWorkers = 2
+	farWorkers  = 4         // where they wait for another machine
 	fillStep    = 256 << 10 // bytes put at a time: a fault waits for one step at most
 	fillNice    = 10        // the program and its faults come first
 )
@@ -34,7 +35,11 @@ func (s *server) fillBehind() {
 	f := &filler{s: s, set: s.set.old}
 	f.cond = sync.NewCond(&f.mu)
 	var running sync.WaitGroup
-	for range fillWorkers {
+	workers := fillWorkers
+	if s.far {
+		workers = farWorkers
+	}
+	for range workers {
 		running.Go(f.work)
 	}
 	go func() {
@@ -64,11 +69,20 @@ func (f *filler) work() {
 	}
 }
 
+// courtesy is for how long the background lets faults go first before it looks
+// again.
+func (s *server) courtesy() time.Duration {
+	if s.far { // a fault may take as long as another machine
+		return 500 * time.Microsecond
+	}
+	return 20 * time.Microsecond
+}
+
 // step puts one window, however often the program comes between.
 func (f *filler) step(sp *space, w window) error {
 	for {
 		for f.s.urgent.Load() > 0 {
-			nap(20 * time.Microsecond)
+			nap(f.s.courtesy())
 		}
 		err := f.s.fill(sp, w.start, w.end)
 		switch {

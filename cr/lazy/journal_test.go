@@ -9,8 +9,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stasis-cr/stasis/cr/blob"
+	"github.com/stasis-cr/stasis/cr/pageserver"
 	"github.com/stasis-cr/stasis/cr/sys"
 )
 
@@ -19,6 +21,10 @@ func samplePlan() *Plan {
 		Store:  &blob.PageStore{File: "pages.img", Size: 8 * page, Chunks: []*blob.Chunk{{Stored: 8 * page, Raw: 8 * page, Crc: 5}}},
 		Image:  77,
 		LogDir: "/work",
+		Remote: pageserver.Remote{
+			Addr: "h:1", Keys: pageserver.Keys{Cert: "/c", Key: "/k", CA: "/ca"},
+			Patience: time.Second, State: []byte("digest"),
+		},
 		Spaces: []PlanSpace{
 			{PID: 1, Pieces: []Piece{p(16, 24, 0, 0), p(40, 50, 2, 5)}, Watched: []Piece{p(10, 60, 0, 0)}},
 			{PID: 9, Pieces: []Piece{p(16, 17, 0, 3)}, Watched: []Piece{p(16, 18, 0, 0)}},
@@ -38,7 +44,8 @@ func TestPlan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a, b := encoded(t, want), encoded(t, got); !bytes.Equal(a, b) || !reflect.DeepEqual(want.Spaces, got.Spaces) {
+	if a, b := encoded(t, want), encoded(t, got); !bytes.Equal(a, b) || !reflect.DeepEqual(want.Spaces, got.Spaces) ||
+		!reflect.DeepEqual(want.Remote, got.Remote) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	if _, err := f.WriteAt([]byte{1}, 0); err == nil {

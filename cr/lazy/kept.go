@@ -12,7 +12,7 @@ import (
 
 // kept are the files that engine, guard and server share besides userfaultfds,
 // in the order of a message: plan, journal, record, the image's directory, and the
-// page stores, the image's own first.
+// page stores, the image's own first, unless a page server has them.
 type kept struct{ files []*os.File }
 
 func (k kept) plan() *os.File    { return k.files[0] }
@@ -25,19 +25,23 @@ func (k kept) record() *os.File { return k.files[2] }
 func (k kept) dir() *os.File { return k.files[3] }
 
 // pages opens the page stores.
-func (k kept) pages(index *blob.PageStore) *mem.Pages {
+func (k kept) pages(index *blob.PageStore) (*mem.Pages, error) {
+	if len(k.files) <= firstStore {
+		return nil, errors.New("no page store")
+	}
 	parents := make([]io.ReaderAt, 0, len(k.files))
 	for _, f := range k.files[firstStore+1:] {
 		parents = append(parents, f)
 	}
-	return mem.OpenPages(index, k.files[firstStore], parents...)
+	return mem.OpenPages(index, k.files[firstStore], parents...), nil
 }
 
 // firstStore is where the page stores begin.
 const firstStore = 4
 
-// whole says whether a message had all that there must be.
-func (k kept) whole() bool { return len(k.files) > firstStore }
+// whole says whether a message had all that there must be: page stores may be
+// another machine's.
+func (k kept) whole() bool { return len(k.files) >= firstStore }
 
 // replace takes a new plan and journal for the old ones.
 func (k kept) replace(plan, journal *os.File) error {

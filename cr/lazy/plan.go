@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/stasis-cr/stasis/cr/blob"
+	"github.com/stasis-cr/stasis/cr/pageserver"
 )
 
 // Plan is what a server needs to know and that does not change: the page store,
@@ -18,8 +20,9 @@ import (
 // server and guard share.
 type Plan struct {
 	Store  *blob.PageStore
-	Image  int64  // when the container was frozen: tells images of one directory apart
-	LogDir string // where restore.log is
+	Image  int64             // when the container was frozen: tells images of one directory apart
+	LogDir string            // where restore.log is
+	Remote pageserver.Remote // who has the page stores; without an address we have them
 	Spaces []PlanSpace
 }
 
@@ -46,6 +49,7 @@ var (
 // Append encodes the plan:
 //
 //	u64 magic, i64 image, u32 and the bytes of log directory and page store,
+//	remote: u32 and the bytes of address, certificate, key, CA and digest, i64 patience in ns;
 //	u32 number of spaces; each space: i32 pid, u32 gone, pieces, watched;
 //	each list: u64 number; each piece: u64 start, u64 end, u32 chunk, u32 page
 func (p *Plan) Append(b []byte) ([]byte, error) {
@@ -55,8 +59,11 @@ func (p *Plan) Append(b []byte) ([]byte, error) {
 	}
 	b = le.AppendUint64(b, planMagic)
 	b = le.AppendUint64(b, uint64(p.Image))
-	b = append(le.AppendUint32(b, uint32(len(p.LogDir))), p.LogDir...)
-	b = append(le.AppendUint32(b, uint32(len(store))), store...)
+	r := &p.Remote
+	for _, x := range []string{p.LogDir, string(store), r.Addr, r.Cert, r.Key, r.CA, string(r.State)} {
+		b = append(le.AppendUint32(b, uint32(len(x))), x...)
+	}
+	b = le.AppendUint64(b, uint64(r.Patience))
 	b = le.AppendUint32(b, uint32(len(p.Spaces)))
 	for _, s := range p.Spaces {
 		gone := uint32(0)
@@ -85,10 +92,12 @@ func DecodePlan(b []byte) (*Plan, error) {
 		return nil, errBadPlan
 	}
 	p := &Plan{Store: &blob.PageStore{}, Image: int64(r.u64())}
-	p.LogDir = string(r.bytes(uint64(r.u32())))
+	p.LogDir = r.text()
 	if err := proto.Unmarshal(r.bytes(uint64(r.u32())), p.Store); err != nil {
 		return nil, fmt.Errorf("%w: %w", errBadPlan, err)
 	}
+	p.Remote.Addr, p.Remote.Cert, p.Remote.Key, p.Remote.CA = r.text(), r.text(), r.text(), r.text()
+	p.Remote.State, p.Remote.Patience = []byte(r.text()), time.Duration(r.u64())
 	for n := r.u32(); n > 0 && !r.bad; n-- {
 		p.Spaces = append(p.Spaces, PlanSpace{int32(r.u32()), r.u32() == 1, r.pieces(), r.pieces()})
 	}
@@ -113,6 +122,8 @@ func (r *reader) bytes(n uint64) []byte {
 	r.b = r.b[n:]
 	return out
 }
+
+func (r *reader) text() string { return string(r.bytes(uint64(r.u32()))) }
 
 func (r *reader) u32() uint32 {
 	if b := r.bytes(4); b != nil {

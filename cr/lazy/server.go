@@ -1,6 +1,7 @@
 package lazy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stasis-cr/stasis/cr/mem"
+	"github.com/stasis-cr/stasis/cr/pageserver"
 	"github.com/stasis-cr/stasis/cr/sys"
 )
 
@@ -35,6 +37,9 @@ type server struct {
 	st     state
 	cache  *cache
 	set    workingSet
+	far    bool   // chunks come from another machine
+	hangUp func() // if they do: nobody waits for it any more
+	ended  atomic.Bool
 	spaces []*space // appended to by the loop, under st.mu
 	epoll  int
 	bell   int // eventfd that wakes the loop
@@ -179,12 +184,26 @@ func (s *server) ready(fd int) (end bool, err error) {
 		}
 		return false, nil
 	}
+	if s.far && s.init != nil && fd == int(s.init.Fd()) {
+		return false, s.over()
+	}
 	for _, sp := range s.spaces {
 		if sp.is(fd) {
 			return false, s.attend(sp)
 		}
 	}
 	return false, nil
+}
+
+// over is the end of the container: what is asked for of another machine is of use
+// to nobody.
+func (s *server) over() error {
+	s.ended.Store(true)
+	s.hangUp()
+	if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, int(s.init.Fd()), nil); err != nil {
+		return fmt.Errorf("epoll_ctl: %w", err)
+	}
+	return nil
 }
 
 // hear takes a message from the guard.
@@ -202,6 +221,9 @@ func (s *server) hear() (end bool, err error) {
 	switch m.kind {
 	case msgInit:
 		s.init = m.files[0]
+		if s.far { // else nothing takes long, and a copy says that the program ended
+			return false, s.watch(int(s.init.Fd()))
+		}
 	case msgImage:
 		s.held = kept{files: m.files}
 		return false, s.prepare()
@@ -224,11 +246,25 @@ func (s *server) prepare() (err error) {
 	if s.st.j, err = openJournal(s.held.journal()); err != nil {
 		return err
 	}
-	s.cache = newCache(s.held.pages(s.plan.Store).Chunk)
+	pages, err := s.pages()
+	if err != nil {
+		return err
+	}
+	s.cache = newCache(pages.Chunk)
 	s.set.image = s.plan.Image
 	s.set.load(s.held.dir(), s.log)
 	s.log.Debug("lazy pages", slog.Int("spaces", len(s.plan.Spaces)), slog.Int("working_set", len(s.set.old)))
 	return nil
+}
+
+// pages opens the page stores, here or where they are served.
+func (s *server) pages() (*mem.Pages, error) {
+	if s.plan.Remote.Addr == "" {
+		return s.held.pages(s.plan.Store)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.far, s.hangUp = true, cancel
+	return pageserver.NewClient(s.plan.Remote).Pages(ctx, s.plan.Store), nil
 }
 
 func (s *server) add(m message) error {

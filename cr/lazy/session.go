@@ -43,7 +43,7 @@ type Session struct {
 
 // Files are what a session works with. They stay the caller's.
 type Files struct {
-	Stores []*os.File // the page stores, the image's own first; at most MostStores
+	Stores []*os.File // the page stores, the image's own first; at most MostStores; none if the plan has a Remote
 	Record *os.File   // locked as long as the container is lazy
 	Dir    *os.File   // of the image, for the working set
 }

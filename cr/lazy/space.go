@@ -90,26 +90,46 @@ var errChanging = errors.New("mappings are being changed")
 // wraps ESRCH when the program ended, ENOMEM when its memory is used up, or is
 // one that ends the container.
 func (s *server) fill(sp *space, start, end uint64) error {
-	sp.mu.RLock()
-	defer sp.mu.RUnlock()
-	if sp.gone {
-		return unix.ESRCH
-	}
 	for _, p := range s.st.between(sp, start, end) {
-		if err := s.put(sp, p); err != nil {
+		if err := s.bring(sp, p); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// put puts one piece. Precondition: sp.mu is held.
-func (s *server) put(sp *space, p Piece) error {
+// bring puts what is still to come of one piece. Its chunk is read before the lock
+// is taken: that may take long, and events must not wait for it. What has moved
+// away meanwhile is asked for again at its new place.
+func (s *server) bring(sp *space, p Piece) error {
 	c, err := s.cache.get(p.Chunk)
-	if err != nil {
-		return &errs.Error{PID: int(sp.pid), Obj: errs.Range{Start: p.Start, End: p.End}, Err: err}
+	if err == nil {
+		defer s.cache.put(c)
 	}
-	defer s.cache.put(c)
+	sp.mu.RLock()
+	defer sp.mu.RUnlock()
+	if sp.gone {
+		return unix.ESRCH
+	}
+	for _, q := range s.st.between(sp, p.Start, p.End) {
+		if q.Chunk != p.Chunk {
+			continue
+		}
+		if err != nil && s.ended.Load() {
+			return unix.ESRCH
+		}
+		if err != nil {
+			return &errs.Error{PID: int(sp.pid), Obj: errs.Range{Start: q.Start, End: q.End}, Err: err}
+		}
+		if err := s.put(sp, q, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put puts a piece of a chunk. Precondition: sp.mu is held.
+func (s *server) put(sp *space, p Piece, c *slot) error {
 	at, size := uint64(p.Page)*mem.PageSize, p.End-p.Start
 	if at+size > uint64(len(c.b)) {
 		return fmt.Errorf("chunk %d has no page %d: %w", p.Chunk, p.Page, errs.ErrCorrupt)

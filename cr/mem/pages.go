@@ -2,6 +2,7 @@ package mem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -36,7 +37,7 @@ func (p *Pages) Len() int { return len(p.index.GetChunks()) }
 
 // Chunk reads chunk i, checks it, decodes it and returns its pages, which lie in
 // buf. buf holds ChunkSize bytes. An error names the chunk and wraps
-// errs.ErrCorrupt or errs.ErrVersion; then nothing in buf is of use.
+// errs.ErrCorrupt or errs.ErrVersion, or is the store's; then nothing in buf is of use.
 func (p *Pages) Chunk(i int, buf []byte) ([]byte, error) {
 	if i < 0 || i >= p.Len() {
 		return nil, fmt.Errorf("chunk %d of %d: %w", i, p.Len(), errs.ErrCorrupt)
@@ -94,8 +95,13 @@ func (p *Pages) read(c *blob.Chunk, buf []byte) ([]byte, error) {
 
 // stored reads the bytes of a chunk as they are in the file, and checks them.
 func (p *Pages) stored(c *blob.Chunk, b []byte) error {
-	if n, err := p.stores[c.Store].ReadAt(b, int64(c.Offset)); n < len(b) {
-		return fmt.Errorf("%d bytes of %d: %w: %w", n, len(b), errs.ErrCorrupt, err)
+	n, err := p.stores[c.Store].ReadAt(b, int64(c.Offset))
+	switch {
+	case n == len(b):
+	case err == nil || errors.Is(err, io.EOF):
+		return fmt.Errorf("%d bytes of %d: %w", n, len(b), errs.ErrCorrupt)
+	default: // it may be whole, and out of reach
+		return err
 	}
 	if got := crc32.Checksum(b, castagnoli); got != c.Crc {
 		return fmt.Errorf("checksum %08x, want %08x: %w", got, c.Crc, errs.ErrCorrupt)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"slices"
 	"sync"
@@ -310,6 +311,30 @@ func benchmark(b *testing.B, read bool) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// broken is a store that ends with an error, after some bytes.
+type broken struct {
+	n   int
+	err error
+}
+
+func (b broken) ReadAt([]byte, int64) (int, error) { return b.n, b.err }
+
+// TestChunkOutOfReach: a chunk that can't be read is an error, and damaged only if
+// the store ends before it does.
+func TestChunkOutOfReach(t *testing.T) {
+	cut := errors.New("connection cut")
+	for _, tt := range []struct {
+		store   broken
+		damaged bool
+	}{{broken{0, cut}, false}, {broken{100, cut}, false}, {broken{100, io.EOF}, true}, {broken{0, nil}, true}} {
+		p := OpenPages(one(make([]byte, PageSize), PageSize, blob.Chunk_RAW), tt.store)
+		_, err := p.Chunk(0, make([]byte, ChunkSize))
+		if err == nil || errors.Is(err, errs.ErrCorrupt) != tt.damaged || !tt.damaged && !errors.Is(err, cut) {
+			t.Errorf("%+v: %v", tt.store, err)
 		}
 	}
 }

@@ -93,6 +93,12 @@ func exists(root *os.Root, name string) bool {
 // Image is what state.img holds. It is shared: callers do not change it.
 func (d *Dir) Image() *blob.Image { return d.img }
 
+// State opens state.img itself, for reading. The caller closes it.
+func (d *Dir) State() (*os.File, error) {
+	f, _, err := openRegular(d.root, blob.StateFile)
+	return f, err
+}
+
 // Open opens a file that the image names, for reading. The caller closes it.
 // Other files are none of the checkpoint's: they are refused.
 func (d *Dir) Open(name string) (*os.File, error) {
@@ -160,6 +166,11 @@ func digest(root *os.Root) ([]byte, error) {
 // image has none. The caller closes them. Each earlier checkpoint must be the one
 // that the image was made after, to the bit.
 func (d *Dir) Stores() (files []*os.File, err error) {
+	return d.stores(func(_ int, p *blob.ParentStore) (*os.File, error) { return d.Parent(p) })
+}
+
+// stores opens the earlier ones by open.
+func (d *Dir) stores(open func(i int, p *blob.ParentStore) (*os.File, error)) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range files {
@@ -175,8 +186,8 @@ func (d *Dir) Stores() (files []*os.File, err error) {
 		}
 	}
 	files = append(files, own)
-	for _, p := range d.img.Pages.GetParents() {
-		f, err := d.Parent(p)
+	for i, p := range d.img.Pages.GetParents() {
+		f, err := open(i, p)
 		if err != nil {
 			return files, err
 		}

@@ -11,6 +11,9 @@
 // which the next one removes; a lock on the directory, which dies with its
 // holder, keeps two writers apart.
 //
+// A [Receiver] does the same for a checkpoint that comes from elsewhere, except
+// that what is half there stays, for the next one to go on with.
+//
 // A [Dir] trusts nothing that it reads: a link, a FIFO, a name that leads out of
 // the directory, a file that is missing or has another size than state.img says
 // is refused with [errs.ErrCorrupt] before anybody acts on the image. A directory

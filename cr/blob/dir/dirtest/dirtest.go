@@ -125,12 +125,25 @@ func process(pid, ppid int32, comm string, args ...string) *blob.Process {
 // Write writes Image to the directory path.
 func Write(tb testing.TB, path string) {
 	tb.Helper()
+	write(tb, path, Image(tb))
+}
+
+// WriteOther writes an image of another moment.
+func WriteOther(tb testing.TB, path string) {
+	tb.Helper()
+	img := Image(tb)
+	img.Host.CreatedNs++
+	write(tb, path, img)
+}
+
+func write(tb testing.TB, path string, img *blob.Image) {
+	tb.Helper()
 	w, err := dir.Create(path)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	Fill(tb, w)
-	if err := w.Commit(Image(tb)); err != nil {
+	if err := w.Commit(img); err != nil {
 		tb.Fatal(err)
 	}
 }

@@ -1,0 +1,75 @@
+package cr
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/stasis-cr/stasis/cr/blob/dir"
+	"github.com/stasis-cr/stasis/cr/pageserver"
+)
+
+// PageServerOptions says what is served, where, and to whom.
+type PageServerOptions struct {
+	ImageDir string
+	Listen   string // HOST:PORT
+	Keys     pageserver.Keys
+
+	Ready func(net.Addr) // called when clients may come; nil: nobody wants to know
+	Log   *slog.Logger   // nil: discard
+}
+
+// ServePages gives a checkpoint to other machines until ctx ends, which is no
+// error. Nothing is written.
+func ServePages(ctx context.Context, o PageServerOptions) (err error) {
+	s, err := pageserver.Open(o.ImageDir, o.Keys, o.Log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.Listen)
+	if err != nil {
+		return err
+	}
+	if o.Ready != nil {
+		o.Ready(l.Addr())
+	}
+	return s.Serve(ctx, l)
+}
+
+// fetch brings the checkpoint from its page server into the image directory. It
+// answers a client that has nothing to do if there is no server.
+func fetch(ctx context.Context, o *RestoreOptions, log *slog.Logger) (*pageserver.Client, error) {
+	c := pageserver.NewClient(o.PageServer)
+	if o.PageServer.Addr == "" {
+		return c, nil
+	}
+	begin := time.Now()
+	if err := c.Fetch(ctx, o.ImageDir, !o.LazyPages); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	log.Info("fetched", slog.String("from", o.PageServer.Addr), slog.Duration("took", time.Since(begin)))
+	return c, nil
+}
+
+// openImage opens a checkpoint that is to be restored.
+func openImage(o *RestoreOptions) (*dir.Dir, error) {
+	if o.PageServer.Addr != "" && o.LazyPages {
+		return dir.OpenState(o.ImageDir) // archives were looked at when they came
+	}
+	return dir.Open(o.ImageDir)
+}
+
+// openSource opens the pages of a checkpoint that is to be restored, wherever they
+// are. From a server they come until ctx ends.
+func openSource(ctx context.Context, o *RestoreOptions, image *dir.Dir, c *pageserver.Client) (*openedPages, error) {
+	switch {
+	case o.PageServer.Addr == "":
+		return openPages(image)
+	case o.LazyPages:
+		return &openedPages{Pages: c.Pages(ctx, image.Image().Pages), remote: c.Remote()}, nil
+	}
+	return openFiles(image, image.Received)
+}
