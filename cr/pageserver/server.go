@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stasis-cr/stasis/cr/blob/dir"
+	"golang.org/x/sys/unix"
 )
 
 // Bounds of what clients can have. Memory is one answer for each connection.
@@ -218,10 +219,17 @@ func (s *Server) talk(c net.Conn) error {
 
 // gone is nil for a client that just went.
 func gone(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+	if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) || hungUp(err) {
 		return nil
 	}
 	return err
+}
+
+// hungUp reports that the client closed the connection before it read all of ours,
+// as one does that gives up reading ahead when its memory is full: tcp(7) answers
+// what it leaves unread by a reset.
+func hungUp(err error) bool {
+	return errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
 }
 
 // answer answers one request; out has room for any answer. An error ends the
@@ -238,8 +246,10 @@ func (s *Server) answer(c net.Conn, q request, out []byte) error {
 			return refuse(c, statusFailed, q, err)
 		}
 		appendAnswer(out, statusData, len(b))
-		_, err := c.Write(out[:answerSize+len(b)])
-		return err
+		if _, err := c.Write(out[:answerSize+len(b)]); err != nil && !hungUp(err) {
+			return err
+		}
+		return nil // the next read ends it if nobody is there
 	}
 	return errors.Join(end, refuse(c, statusRefused, q, end))
 }

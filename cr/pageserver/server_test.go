@@ -339,6 +339,37 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// TestHangUp: a client that goes with an answer unread is no reason for a warning.
+func TestHangUp(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "image")
+	dirtest.Write(t, dir)
+	s := &served{ca: pagetest.New(t), dir: dir, log: &lockedBuffer{}}
+	addr, stop := run(t, dir, "127.0.0.1:0", s.ca.Keys(t, "server", time.Hour), s.log)
+	s.addr = addr
+	c, err := s.raw(t, func(*tls.Config) {})
+	if err == nil {
+		_, err = io.ReadFull(c, make([]byte, 56)) // what the server says first
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcp, ok := c.NetConn().(*net.TCPConn)
+	if !ok {
+		t.Fatalf("%T", c.NetConn())
+	}
+	if err := errors.Join(tcp.SetLinger(0), tcp.Close()); err != nil { // resets
+		t.Fatal(err)
+	}
+	// The server waits for nobody but those it still serves.
+	if err := client(t, s.remote(t)).Fetch(t.Context(), filepath.Join(t.TempDir(), "d"), true); err != nil {
+		t.Error(err)
+	}
+	stop()
+	if s.log.String() != "" {
+		t.Errorf("the server warns: %s", s.log)
+	}
+}
+
 // TestCrowd: clients beyond the bound are sent away, and those within are served.
 func TestCrowd(t *testing.T) {
 	s := serve(t)
