@@ -93,7 +93,7 @@ func TestHugePool(t *testing.T) {
 	was := borrowKernel(t, poolFile, "a kernel with hugetlbfs")
 	fill := func() {
 		if got, err := setKernel(poolFile, was+2*pages); err != nil || got < was+2*pages {
-			t.Skipf("this test needs %d huge pages of 2 MiB, the host has memory for %d (%v)", was+2*pages, got, err)
+			objectsNeed(t, fmt.Sprintf("%d huge pages of 2 MiB, the host has memory for %d (%v)", was+2*pages, got, err))
 		}
 	}
 	fill()

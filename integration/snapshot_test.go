@@ -118,10 +118,6 @@ const chainLength = 6
 // every second one memory is saved ahead.
 func TestSnapshotChain(t *testing.T) {
 	s := newSnapshots(t)
-	if !s.engine.Knows(t.Context(), "checkpoint", "--parent-path", "../0") {
-		t.Skip("this engine has no checkpoint --parent-path")
-	}
-	ahead := s.engine.Knows(t.Context(), "checkpoint", "--pre-dump")
 	rounds := max(3, snapshotRounds(t))
 	for _, w := range allWriters() {
 		if !slices.Contains(chained(), w.name) {
@@ -136,7 +132,7 @@ func TestSnapshotChain(t *testing.T) {
 				if round%chainLength == 0 {
 					dir, parent = t.TempDir(), ""
 				}
-				if ahead && round%2 == 1 {
+				if round%2 == 1 {
 					parent = saveAhead(ctx, t, b, dir, fmt.Sprintf("%d-ahead", round), parent)
 				}
 				name := strconv.Itoa(round)
@@ -189,12 +185,8 @@ func newSnapshots(t *testing.T) *snapshots {
 	if os.Geteuid() != 0 {
 		objectsNeed(t, "root")
 	}
-	s := &snapshots{progs: buildObjects(t), restore: [][]string{nil}}
+	s := &snapshots{progs: buildObjects(t), restore: [][]string{nil, {"--lazy-pages"}}}
 	s.engine = box.Engine{Runtime: objectRuntime(t), Save: objectEngine(t)}
-	lazy := []string{"--lazy-pages"}
-	if s.engine.Knows(t.Context(), "restore", lazy...) {
-		s.restore = append(s.restore, lazy)
-	}
 	return s
 }
 

@@ -86,9 +86,8 @@ func TestHugePool(t *testing.T) {
 // TestMakeHuge makes two huge pages of memory without advice and one with, fills
 // one, and looks for them.
 func TestMakeHuge(t *testing.T) {
-	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); err != nil {
-		t.Skip("this test needs a kernel with transparent huge pages")
-	}
+	_, err := os.Stat("/sys/kernel/mm/transparent_hugepage")
+	needs(t, "a kernel with transparent huge pages", err == nil)
 	const size = 8 * HugeSize
 	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {

@@ -2,6 +2,7 @@ package mem
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"reflect"
 	"testing"
@@ -99,9 +100,7 @@ func TestSplit(t *testing.T) {
 func ownUserfault(t *testing.T) *os.File {
 	t.Helper()
 	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|sys.UFFDUserModeOnly, 0, 0)
-	if errno != 0 {
-		t.Skipf("this test needs userfaultfd(2): %v", errno)
-	}
+	needs(t, fmt.Sprintf("userfaultfd(2) (%v)", errno), errno == 0)
 	uffd := os.NewFile(fd, "userfaultfd")
 	if _, err := sys.UFFDHandshake(uffd, 0); err != nil {
 		t.Fatal(err)

@@ -35,9 +35,7 @@ func ownSleeper(t *testing.T) *remote.Owned {
 		_ = cmd.Wait()         //nolint:errcheck // killed
 	})
 	task, err := tracer.Seize(cmd.Process.Pid, tracer.ExitKill|tracer.TraceFork|tracer.TraceVfork|tracer.TraceClone)
-	if errors.Is(err, unix.EPERM) {
-		t.Skip("this test needs to be allowed ptrace")
-	}
+	needs(t, "the right to trace a child", !errors.Is(err, unix.EPERM))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -172,7 +172,8 @@ func (b *Box) Checkpoint(ctx context.Context, image string, flags ...string) err
 }
 
 // Knows tells whether Save has a verb with these flags, by asking for its help:
-// a flag that it does not have, or refuses for now, is an error before that.
+// a flag that it does not have, or refuses, is an error before that. The benchmark
+// asks it, as it can be pointed at another build than this tree's.
 func (e Engine) Knows(ctx context.Context, verb string, flags ...string) bool {
 	return exec.CommandContext(ctx, e.Save, append(append([]string{verb}, flags...), "--help")...).Run() == nil
 }
