@@ -93,11 +93,24 @@ func (r *keptRecord) of(pid int) *keptSpace {
 	return nil
 }
 
+// pidfd opens the keeper. Only then it is looked at: its number may have gone to
+// another process since the record was read, but not from here on (pidfd_open(2)).
+func (r *keptRecord) pidfd() (int, error) {
+	fd, err := unix.PidfdOpen(r.Keeper.PID, 0)
+	if err == nil && !r.Keeper.alive() {
+		err = errors.Join(unix.ESRCH, unix.Close(fd))
+	}
+	if err != nil {
+		return -1, fmt.Errorf("keeper of the trackers, process %d: %w", r.Keeper.PID, err)
+	}
+	return fd, nil
+}
+
 // take duplicates the userfaultfd of a space out of the keeper.
 func (r *keptRecord) take(s *keptSpace) (*os.File, error) {
-	pidfd, err := unix.PidfdOpen(r.Keeper.PID, 0)
+	pidfd, err := r.pidfd()
 	if err != nil {
-		return nil, fmt.Errorf("keeper of the trackers: %w", err)
+		return nil, err
 	}
 	defer unix.Close(pidfd)
 	fd, err := unix.PidfdGetfd(pidfd, s.FD, 0)
@@ -107,13 +120,25 @@ func (r *keptRecord) take(s *keptSpace) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "userfaultfd"), nil
 }
 
-// end ends the keeper: from here on only who took the trackers has them.
+// end ends the keeper: from here on only who took the trackers has them. It is no
+// error that the keeper has gone before.
 func (r *keptRecord) end(path string) error {
 	err := os.Remove(path)
-	if r.Keeper.alive() {
-		err = errors.Join(err, unix.Kill(r.Keeper.PID, unix.SIGKILL))
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil // the keeper removes it when it ends
 	}
-	return err
+	pidfd, e := r.pidfd()
+	if errors.Is(e, unix.ESRCH) {
+		return err
+	}
+	if e == nil {
+		defer unix.Close(pidfd)
+		e = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		if errors.Is(e, unix.ESRCH) {
+			e = nil
+		}
+	}
+	return errors.Join(err, e)
 }
 
 // keep starts a keeper for trackers. From when it returns they are the keeper's
