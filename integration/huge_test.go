@@ -103,21 +103,7 @@ func TestHugePool(t *testing.T) {
 	defer cancel()
 	p := object{name: "hugetlb", c: true}
 	c := box.Config{Args: []string{"/bin/cprogs", p.name}, Caps: box.DefaultCaps()}
-	b, err := box.New(ctx, t.TempDir(), fmt.Sprintf("hugepool-%d", os.Getpid()), e, progs, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Remove(context.WithoutCancel(ctx)); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := b.Run(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.AwaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	b := startBox(ctx, t, t.TempDir(), fmt.Sprintf("hugepool-%d", os.Getpid()), e, progs, c)
 	image := checkpointObject(ctx, t, b, p)
 	if _, err := b.Wait(ctx); err != nil {
 		t.Fatal(err)

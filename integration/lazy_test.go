@@ -63,22 +63,8 @@ func newLazy(t *testing.T, e box.Engine, progs box.Programs, uid uint32, args ..
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := box.New(ctx, dir, id, e, progs, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Remove(context.WithoutCancel(ctx)); err != nil {
-			t.Error(err)
-		}
-	})
+	b := startBox(ctx, t, dir, id, e, progs, c)
 	l := &lazyBox{t, b, ctx, filepath.Join(t.TempDir(), "image")}
-	if err := b.Run(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.AwaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
 	if err := b.Checkpoint(ctx, l.image); err != nil {
 		t.Fatal(err)
 	}

@@ -156,21 +156,7 @@ func runObject(t *testing.T, mode objectsMode, e box.Engine, progs box.Programs,
 		c.Caps = append(box.DefaultCaps(), p.caps...)
 	}
 	id := fmt.Sprintf("objects-%d-%s-%s-%d", os.Getpid(), mode.name, p.name, uid)
-	b, err := box.New(ctx, t.TempDir(), id, e, progs, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Remove(context.WithoutCancel(ctx)); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := b.Run(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.AwaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	b := startBox(ctx, t, t.TempDir(), id, e, progs, c)
 	mode.run(ctx, t, b, p)
 	if t.Failed() {
 		return
@@ -262,6 +248,34 @@ func logErrors(dir, name string) string {
 		}
 	}
 	return strings.Join(out, "\n")
+}
+
+// newBox makes a container that is removed when the test ends.
+func newBox(ctx context.Context, t *testing.T, dir, id string, e box.Engine, progs box.Programs, c box.Config) *box.Box {
+	t.Helper()
+	b, err := box.New(ctx, dir, id, e, progs, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Remove(context.WithoutCancel(ctx)); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+// startBox is [newBox] whose program runs and has said that it is ready.
+func startBox(ctx context.Context, t *testing.T, dir, id string, e box.Engine, progs box.Programs, c box.Config) *box.Box {
+	t.Helper()
+	b := newBox(ctx, t, dir, id, e, progs, c)
+	if err := b.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.AwaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // objectsNeed skips a test for want of something, and fails it where everything has

@@ -33,21 +33,7 @@ func prefork(t *testing.T, e box.Engine, progs box.Programs, uid uint32, args ..
 	if uid == 0 {
 		c.Caps = box.DefaultCaps()
 	}
-	b, err := box.New(ctx, t.TempDir(), fmt.Sprintf("prefork-%d-%d-%d", os.Getpid(), uid, len(args)), e, progs, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Remove(context.WithoutCancel(ctx)); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := b.Run(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.AwaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	b := startBox(ctx, t, t.TempDir(), fmt.Sprintf("prefork-%d-%d-%d", os.Getpid(), uid, len(args)), e, progs, c)
 	was := preforkPSS(t, b)
 	p := object{name: "prefork"}
 	for range 2 { // the second image is of a container that was restored itself

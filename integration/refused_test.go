@@ -67,21 +67,7 @@ func refuse(t *testing.T, e box.Engine, progs box.Programs, r refusal) {
 		args = []string{"/bin/cprogs", r.name}
 	}
 	c := box.Config{Args: args, Caps: append(box.DefaultCaps(), r.caps...)}
-	b, err := box.New(ctx, t.TempDir(), fmt.Sprintf("refused-%d-%s", os.Getpid(), r.name), e, progs, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Remove(context.WithoutCancel(ctx)); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := b.Run(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.AwaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
+	b := startBox(ctx, t, t.TempDir(), fmt.Sprintf("refused-%d-%s", os.Getpid(), r.name), e, progs, c)
 	was, err := b.Look(box.What{})
 	if err != nil {
 		t.Fatal(err)

@@ -194,15 +194,7 @@ func newSnapshots(t *testing.T) *snapshots {
 func (s *snapshots) box(ctx context.Context, t *testing.T, dir string, c box.Config) *box.Box {
 	t.Helper()
 	s.serial++
-	b, err := box.New(ctx, dir, fmt.Sprintf("snapshot-%d-%d", os.Getpid(), s.serial), s.engine, s.progs, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Remove(context.WithoutCancel(ctx)); err != nil {
-			t.Error(err)
-		}
-	})
+	b := newBox(ctx, t, dir, fmt.Sprintf("snapshot-%d-%d", os.Getpid(), s.serial), s.engine, s.progs, c)
 	return b
 }
 

@@ -224,17 +224,9 @@ func surviveAs(t *testing.T, e box.Engine, progs box.Programs, s survivor, uid u
 	if uid == 0 {
 		c.Caps = box.DefaultCaps()
 	}
-	b, err := box.New(ctx, t.TempDir(), fmt.Sprintf("survive-%d-%s-%d", os.Getpid(), s.name, uid), e, progs, c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := newBox(ctx, t, t.TempDir(), fmt.Sprintf("survive-%d-%s-%d", os.Getpid(), s.name, uid), e, progs, c)
 	l := &life{T: t, Box: b, ctx: ctx, s: s}
 	l.install()
-	t.Cleanup(func() {
-		if err := b.Remove(context.WithoutCancel(ctx)); err != nil {
-			t.Error(err)
-		}
-	})
 	l.must(b.Run(ctx))
 	if s.begin != nil {
 		s.begin(l)
