@@ -254,6 +254,7 @@ static void debugregs(char **argv)
 static void *in_vdso(void *arg)
 {
 	int64_t was = now();
+	cpu_at = 1;
 	while (!cpu_go) {
 		int64_t is = now();
 		if (is < was)
@@ -271,6 +272,8 @@ static void vdso(char **argv)
 	struct timespec vd, sys;
 	const unsigned char *base = (void *)getauxval(AT_SYSINFO_EHDR);
 	pthread_create(&t, NULL, in_vdso, NULL);
+	while (!cpu_at) // until then it blocks all signals
+		usleep(1000);
 	ready();
 	wait_go();
 	cpu_go = 1;
