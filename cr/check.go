@@ -93,6 +93,9 @@ func look(ctx context.Context, c *container, o *CheckpointOptions) ([]error, err
 			return nil, err
 		}
 		tasks = append(tasks, tids...)
+		for _, tid := range tids {
+			c.calls.Look(pid, tid)
+		}
 	}
 	refusals = append(refusals, namespaces.Check(ctx, c.initPID, tasks, c.spec)...)
 	objects := newObjects(c, o, noContents{}, func(host int) int { return number[host] }, true)

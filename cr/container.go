@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/stasis-cr/stasis/cr/procfs"
+	"github.com/stasis-cr/stasis/cr/task"
 )
 
 // container is what the OCI runtime knows of a running container.
@@ -36,6 +37,8 @@ type container struct {
 
 	// maps are the mappings of its processes at the last look, by host pid.
 	maps map[int][]procfs.SMap
+
+	calls task.Calls // seen since it was found
 }
 
 // runcState is the part of runc's state.json that is read here
@@ -61,7 +64,7 @@ type ociState struct {
 // findContainer asks the runtime's state for a container that runs. runc's file
 // is read directly: starting runc costs more than a small checkpoint.
 func findContainer(ctx context.Context, o *CheckpointOptions) (*container, error) {
-	c := &container{id: o.ID, runtime: o.Runtime, args: o.RuntimeArgs, maps: map[int][]procfs.SMap{}}
+	c := &container{id: o.ID, runtime: o.Runtime, args: o.RuntimeArgs, maps: map[int][]procfs.SMap{}, calls: task.Calls{}}
 	paths, err := c.fromRunc(o.Root)
 	if errors.Is(err, fs.ErrNotExist) {
 		paths, err = c.fromRuntime(ctx)

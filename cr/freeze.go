@@ -396,7 +396,7 @@ func (f *frozen) describeThreads(p *process) error {
 		if err := t.SetOptions(births | tracer.SuspendSeccomp); err != nil {
 			return err
 		}
-		p.threads = append(p.threads, &task.Stopped{Task: t.Task, Status: st})
+		p.threads = append(p.threads, &task.Stopped{Task: t.Task, Status: st, Calls: f.c.calls})
 	}
 	return nil
 }
@@ -457,6 +457,9 @@ func (f *frozen) detach(ctx context.Context, t *thread, end time.Time) error {
 	}
 	if t.gone {
 		return nil
+	}
+	if regs, err := t.Regs(); err == nil {
+		f.c.calls.Stopped(t.TID, &regs)
 	}
 	return t.Detach(0)
 }

@@ -207,6 +207,33 @@ func restoreLeft(ctx context.Context, t *testing.T, b *box.Box, p object) {
 	restoreObject(ctx, t, b, p, image)
 }
 
+// TestRestartAgain restores calls that were interrupted before: by the checkpoints
+// that left their container running, some of them by a restore in between.
+func TestRestartAgain(t *testing.T) {
+	if os.Geteuid() != 0 {
+		objectsNeed(t, "root")
+	}
+	progs, e := buildObjects(t), box.Engine{Runtime: objectRuntime(t), Save: objectEngine(t)}
+	for name, steps := range map[string]string{"left": "l", "left twice": "ll", "restored": "r", "both": "lrl"} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			id := fmt.Sprintf("restart-again-%d-%s", os.Getpid(), strings.ReplaceAll(name, " ", "-"))
+			b := startBox(ctx, t, t.TempDir(), id, e, progs, box.Config{Args: []string{"/bin/cprogs", "restart"}})
+			for _, step := range steps + "r" {
+				if step == 'l' {
+					checkpointObject(ctx, t, b, object{}, "--leave-running")
+				} else {
+					killAndRestore(ctx, t, b, object{})
+				}
+			}
+			if err := b.Go(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // restoreLazy goes on at once, and the program checks itself while its memory is
 // filled.
 func restoreLazy(ctx context.Context, t *testing.T, b *box.Box, p object) {

@@ -40,7 +40,7 @@ func peek(t *testing.T, b *box.Box) *peeker {
 		t.Fatalf("where: %q: %v", text, err)
 	}
 	if p.mem, err = os.OpenFile(fmt.Sprintf("/proc/%d/mem", b.PID), os.O_RDWR, 0); err != nil {
-		t.Fatal(err)
+		t.Fatalf("%s: %v: %s", b.ID, err, result(b))
 	}
 	t.Cleanup(func() { p.mem.Close() })
 	return p

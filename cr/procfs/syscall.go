@@ -48,3 +48,10 @@ func (root FS) Syscall(pid, tid int) (Syscall, error) {
 
 // ReadSyscall reads /proc/PID/task/TID/syscall.
 func ReadSyscall(pid, tid int) (Syscall, error) { return Proc.Syscall(pid, tid) }
+
+// ReadWchan reads /proc/PID/task/TID/wchan: the kernel's function that a thread
+// sleeps in; "0" if it does not sleep.
+func ReadWchan(pid, tid int) (string, error) {
+	b, err := ReadFile("/proc/" + strconv.Itoa(pid) + "/task/" + strconv.Itoa(tid) + "/wchan")
+	return string(b), err
+}

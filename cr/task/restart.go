@@ -22,7 +22,6 @@ const (
 	eRestartNoHand     = -514
 	eRestartBlock      = -516
 	syscallInsnLen     = 2 // 0f 05
-	sysRestartSyscall  = 219
 	rseqCSSize         = 32
 	maxInterruptRounds = 50
 )
@@ -87,13 +86,13 @@ func abortSequence(regs *unix.PtraceRegs, rs *blob.RSeq, mem func(uint64, []byte
 
 // restartOf describes a call that was interrupted with a restart block, which
 // lives in the kernel only. nanosleep and clock_nanosleep have left the rest of
-// their time where the program asked for it.
-func restartOf(regs *unix.PtraceRegs, mem func(uint64, []byte) error) *blob.Restart {
+// their time where the program asked for it. nr is the call, see [Calls].
+func restartOf(regs *unix.PtraceRegs, nr uint64, mem func(uint64, []byte) error) *blob.Restart {
 	if int64(regs.Orig_rax) < 0 || int64(regs.Rax) != eRestartBlock {
 		return nil
 	}
 	r := &blob.Restart{
-		Nr:     regs.Orig_rax,
+		Nr:     nr,
 		Args:   []uint64{regs.Rdi, regs.Rsi, regs.Rdx, regs.R10, regs.R8, regs.R9},
 		LeftNs: -1,
 	}
@@ -123,6 +122,7 @@ func rebuildRestart(ctx context.Context, t *tracer.Task, c remote.Caller, th *bl
 	var regs unix.PtraceRegs
 	decodeRegs(th.Gpr, &regs)
 	if r.LeftNs < 0 || len(r.Args) != 6 || (r.Nr != unix.SYS_NANOSLEEP && r.Nr != unix.SYS_CLOCK_NANOSLEEP) {
+		regs.Orig_rax = r.Nr
 		again(&regs)
 		encodeRegs(&regs, th.Gpr)
 		return nil

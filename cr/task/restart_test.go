@@ -99,7 +99,7 @@ func TestRestartOf(t *testing.T) {
 		{"no restart block", failed(unix.SYS_NANOSLEEP, eRestartNoHand), mem, -2},
 		{"no system call", unix.PtraceRegs{Orig_rax: math.MaxUint64, Rax: sleep.Rax}, mem, -2},
 	} {
-		r := restartOf(&c.regs, c.mem)
+		r := restartOf(&c.regs, c.regs.Orig_rax, c.mem)
 		switch {
 		case r == nil && c.left != -2, r != nil && r.LeftNs != c.left:
 			t.Errorf("%s: %v", c.name, r)
@@ -158,6 +158,6 @@ func FuzzSettle(f *testing.F) {
 		if (changed || err != nil) == false && regs != before {
 			t.Error("changed in silence")
 		}
-		_ = restartOf(&regs, mem)
+		_ = restartOf(&regs, nr, mem)
 	})
 }

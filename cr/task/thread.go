@@ -20,6 +20,7 @@ import (
 type Stopped struct {
 	*tracer.Task
 	Status procfs.Status
+	Calls  Calls // nil: nothing is known of them
 }
 
 // captureThread records one stopped thread. With leader set it also asks what
@@ -114,7 +115,7 @@ func settleThread(s *Stopped, th *blob.Thread, p *blob.Process) error {
 			return fmt.Errorf("registers: %w", err)
 		}
 	}
-	th.Restart = restartOf(&regs, mem)
+	th.Restart = restartOf(&regs, s.Calls.original(s.TID, &regs), mem)
 	return nil
 }
 
