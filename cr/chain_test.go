@@ -39,7 +39,7 @@ func link(t *testing.T, at string, n int, extents []*blob.Extent, before *mem.Pa
 	ok(t, err)
 	img := dirtest.Image(t)
 	img.Namespaces.Tmpfs = nil
-	f, err := w.Create(pagesFile)
+	f, err := w.Create(PagesFile)
 	ok(t, err)
 	store := mem.NewStore(f, mem.StoreOptions{Codec: blob.Chunk_S2, Parent: before})
 	_, err = store.Put(bytes.Repeat([]byte("nobody's"), mem.PageSize/8))
@@ -48,7 +48,7 @@ func link(t *testing.T, at string, n int, extents []*blob.Extent, before *mem.Pa
 	ok(t, err)
 	img.MMs[0].Extents = append(slices.Clone(extents), &blob.Extent{Start: 0x501000 + uint64(n)*mem.PageSize, Pages: 1, Chunk: chunk})
 	img.MMs[1].Extents = nil
-	img.Pages = store.Index(pagesFile)
+	img.Pages = store.Index(PagesFile)
 	img.Prune()
 	ok(t, w.Commit(img))
 	digest, err := dir.Digest(at)
@@ -128,16 +128,16 @@ func TestBrokenChain(t *testing.T) {
 			ok(t, os.RemoveAll(root+"/0"))
 			dirtest.Write(t, root+"/0")
 		}, want: errs.ErrCorrupt},
-		"cut": {spoil: func(t *testing.T, root string) { ok(t, os.Truncate(root+"/1/"+pagesFile, 9)) }, want: errs.ErrCorrupt},
+		"cut": {spoil: func(t *testing.T, root string) { ok(t, os.Truncate(root+"/1/"+PagesFile, 9)) }, want: errs.ErrCorrupt},
 		"flipped": {spoil: func(t *testing.T, root string) {
-			b, err := os.ReadFile(root + "/0/" + pagesFile)
+			b, err := os.ReadFile(root + "/0/" + PagesFile)
 			ok(t, err)
 			b[len(b)-1] ^= 1
-			ok(t, os.WriteFile(root+"/0/"+pagesFile, b, 0o600))
+			ok(t, os.WriteFile(root+"/0/"+PagesFile, b, 0o600))
 		}, want: errs.ErrCorrupt, opened: true},
 		"a link": {spoil: func(t *testing.T, root string) {
-			ok(t, os.Rename(root+"/0/"+pagesFile, root+"/elsewhere"))
-			ok(t, os.Symlink(root+"/elsewhere", root+"/0/"+pagesFile))
+			ok(t, os.Rename(root+"/0/"+PagesFile, root+"/elsewhere"))
+			ok(t, os.Symlink(root+"/elsewhere", root+"/0/"+PagesFile))
 		}, want: errs.ErrCorrupt},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -17,8 +17,8 @@ import (
 	"github.com/stasis-cr/stasis/cr/undo"
 )
 
-// pagesFile is the page store's name in the image directory.
-const pagesFile = "pages.img"
+// PagesFile is the page store's name in the image directory.
+const PagesFile = "pages.img"
 
 // Checkpoint writes a running or paused container into an image directory. With
 // LeaveRunning the container goes on in the state in which it was; otherwise it
@@ -77,7 +77,7 @@ func (s *still) save(ctx context.Context, codec blob.Chunk_Codec) (_ *blob.Image
 		return nil, err
 	}
 	u.Add(func(context.Context) error { return s.image.Abort() })
-	pages, err := s.image.Create(pagesFile)
+	pages, err := s.image.Create(PagesFile)
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +111,9 @@ func (s *still) save(ctx context.Context, codec blob.Chunk_Codec) (_ *blob.Image
 		return nil, err
 	}
 	if !s.o.LeaveRunning {
+		if err := s.handOver(ctx, f); err != nil {
+			return nil, err
+		}
 		s.frozen = time.Since(f.since)
 		if err := end(ctx, f); err != nil {
 			return nil, err
@@ -129,7 +132,7 @@ func (s *still) commit(ctx context.Context, img *blob.Image) error {
 		return err
 	}
 	img.Container.LeftRunning = s.o.LeaveRunning
-	img.Pages = s.store.Index(pagesFile)
+	img.Pages = s.store.Index(PagesFile)
 	img.Prune()
 	return s.image.Commit(img)
 }

@@ -60,7 +60,7 @@ func flattenPages(ctx context.Context, img *blob.Image, pages *mem.Pages, out *d
 	if img.Pages == nil {
 		return nil
 	}
-	f, err := out.Create(pagesFile)
+	f, err := out.Create(PagesFile)
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func flattenPages(ctx context.Context, img *blob.Image, pages *mem.Pages, out *d
 		c.Store, c.Offset = 0, at[i]
 	}
 	img.KeepChunks(used)
-	img.Pages.File, img.Pages.Size, img.Pages.Parents = pagesFile, uint64(total), nil
+	img.Pages.File, img.Pages.Size, img.Pages.Parents = PagesFile, uint64(total), nil
 	return nil
 }
 

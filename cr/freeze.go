@@ -472,6 +472,11 @@ func (f *frozen) kill() error {
 	}
 	f.released = true // nothing is left to go on
 	f.calm()
+	if state, err := f.c.cgroup.GetFreezerState(); err == nil && state == cgroups.Frozen { // none dies in that of v1
+		if err := f.thaw(); err != nil {
+			return err
+		}
+	}
 	for end := time.Now().Add(freezeBound); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		f.reap()
 		zombie, err := isZombie(f.c.initPID)

@@ -141,6 +141,25 @@ func (r *keptRecord) end(path string) error {
 	return errors.Join(err, e)
 }
 
+// StopFollowing ends what [CheckpointOptions.PreDump] has begun: the next
+// checkpoint of the container will be a full one. It is no error that nothing
+// follows it, or that it has ended.
+func StopFollowing(root, id string) error {
+	path := keepFile(root, id)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("keeper of the trackers: %w", err)
+	}
+	r := &keptRecord{}
+	if err := json.Unmarshal(b, r); err != nil {
+		return fmt.Errorf("keeper of the trackers: %s: %w", path, err)
+	}
+	return r.end(path)
+}
+
 // keep starts a keeper for trackers. From when it returns they are the keeper's
 // and may be closed.
 func keep(path, image string, init int, spaces map[int]*space) (err error) {

@@ -245,19 +245,15 @@ func awaitFilled(ctx context.Context, root, id string, log *slog.Logger) error {
 	}
 	defer f.Close() //nolint:errcheck // read only
 	begin := time.Now()
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-		if err == nil {
-			log.Info("lazy pages are there", slog.Duration("waited", time.Since(begin)))
-			return nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("record of lazy pages: %w", err)
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(filledPause):
-		}
+	if err := awaitLock(ctx, f, unix.LOCK_SH); err != nil {
+		return fmt.Errorf("record of lazy pages: %w", err)
 	}
+	log.Info("lazy pages are there", slog.Duration("waited", time.Since(begin)))
+	return nil
+}
+
+// AwaitFilled waits until all memory of a container that was restored lazily is
+// there, or the container has ended.
+func AwaitFilled(ctx context.Context, root, id string) error {
+	return awaitFilled(ctx, root, id, logger(nil))
 }

@@ -1,6 +1,7 @@
 package cr
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -32,6 +33,11 @@ type CheckpointOptions struct {
 	// Compress is how pages are stored where they shrink by it: none, s2 or zstd;
 	// empty: s2. It is no flag of runc.
 	Compress string
+
+	// Handover is called when the checkpoint is complete and the container, unless
+	// it is left running, stands still. If it fails the container goes on; a Held
+	// that is frozen then stays so. Nil: the container ends at once.
+	Handover func(context.Context, *Held) error
 
 	Log      *slog.Logger   // nil: discard
 	Progress func(Progress) // nil: none

@@ -3,6 +3,8 @@ package cr
 import (
 	"context"
 	"errors"
+	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"time"
@@ -47,7 +49,11 @@ func fetch(ctx context.Context, o *RestoreOptions, log *slog.Logger) (*pageserve
 		return c, nil
 	}
 	begin := time.Now()
-	if err := c.Fetch(ctx, o.ImageDir, !o.LazyPages); err != nil {
+	part := pageserver.AllPages
+	if o.LazyPages {
+		part = pageserver.NoPages
+	}
+	if err := c.Fetch(ctx, o.ImageDir, part); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	log.Info("fetched", slog.String("from", o.PageServer.Addr), slog.Duration("took", time.Since(begin)))
@@ -69,7 +75,33 @@ func openSource(ctx context.Context, o *RestoreOptions, image *dir.Dir, c *pages
 	case o.PageServer.Addr == "":
 		return openPages(image)
 	case o.LazyPages:
-		return &openedPages{Pages: c.Pages(ctx, image.Image().Pages), remote: c.Remote()}, nil
+		return openFar(ctx, image, c)
 	}
 	return openFiles(image, image.Received)
+}
+
+// openFar leaves the pages of a checkpoint where they are served. Those of earlier
+// checkpoints that it builds upon may be here: then they are read here.
+func openFar(ctx context.Context, image *dir.Dir, c *pageserver.Client) (*openedPages, error) {
+	far := &openedPages{remote: c.Remote()}
+	index := image.Image().Pages
+	var parents []io.ReaderAt
+	for _, p := range index.GetParents() {
+		f, err := image.Parent(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if err != nil {
+			return nil, errors.Join(err, far.close())
+		}
+		far.files, parents = append(far.files, f), append(parents, f)
+	}
+	if len(parents) < len(index.GetParents()) {
+		if err := far.close(); err != nil {
+			return nil, err
+		}
+		far.files, parents = nil, nil
+	}
+	far.Pages = c.Pages(ctx, index, parents...)
+	return far, nil
 }

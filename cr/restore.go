@@ -30,6 +30,11 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 	runtime.LockOSThread() // every ptrace call comes from here; never unlocked
 	begin := time.Now()
 	log := logger(o.Log)
+	gate, err := joinGate(&o)
+	if err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, gate.close()) }()
 	client, err := fetch(ctx, &o, log)
 	if err != nil {
 		return 1, err
@@ -61,7 +66,7 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 	if err := fault.Point("checked"); err != nil {
 		return 1, err
 	}
-	init, err := restore(ctx, &o, image, pages, steps, log)
+	init, err := restore(ctx, &o, image, pages, steps, gate, log)
 	if err != nil {
 		return 1, err
 	}
@@ -74,7 +79,7 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 
 // restore builds the container and lets it go, or leaves nothing. It returns
 // init's host pid.
-func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *openedPages, steps []task.Step, log *slog.Logger) (init int, err error) {
+func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *openedPages, steps []task.Step, gate *gated, log *slog.Logger) (init int, err error) {
 	var u undo.Stack
 	defer u.Run(ctx, &err)
 	later, err := startLazy(o, image, pages, log, &u)
@@ -116,6 +121,9 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *open
 		if err := fault.Point("restore-" + phase.name); err != nil {
 			return 0, err
 		}
+	}
+	if err := gate.pass(ctx); err != nil {
+		return 0, err
 	}
 	if err := writePidFile(o.PidFile, b.pid); err != nil {
 		return 0, err

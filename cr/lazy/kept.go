@@ -12,7 +12,8 @@ import (
 
 // kept are the files that engine, guard and server share besides userfaultfds,
 // in the order of a message: plan, journal, record, the image's directory, and the
-// page stores, the image's own first, unless a page server has them.
+// page stores, the image's own first. A page server may have them all, or the
+// image's own.
 type kept struct{ files []*os.File }
 
 func (k kept) plan() *os.File    { return k.files[0] }
@@ -26,14 +27,20 @@ func (k kept) dir() *os.File { return k.files[3] }
 
 // pages opens the page stores.
 func (k kept) pages(index *blob.PageStore) (*mem.Pages, error) {
-	if len(k.files) <= firstStore {
+	stores := k.stores()
+	if len(stores) == 0 {
 		return nil, errors.New("no page store")
 	}
-	parents := make([]io.ReaderAt, 0, len(k.files))
-	for _, f := range k.files[firstStore+1:] {
-		parents = append(parents, f)
+	return mem.OpenPages(index, stores[0], stores[1:]...), nil
+}
+
+// stores are the page stores that are here.
+func (k kept) stores() []io.ReaderAt {
+	var list []io.ReaderAt
+	for _, f := range k.files[firstStore:] {
+		list = append(list, f)
 	}
-	return mem.OpenPages(index, k.files[firstStore], parents...), nil
+	return list
 }
 
 // firstStore is where the page stores begin.

@@ -22,7 +22,7 @@ type Plan struct {
 	Store  *blob.PageStore
 	Image  int64             // when the container was frozen: tells images of one directory apart
 	LogDir string            // where restore.log is
-	Remote pageserver.Remote // who has the page stores; without an address we have them
+	Remote pageserver.Remote // who has the page stores that we have not; without an address we have all
 	Spaces []PlanSpace
 }
 

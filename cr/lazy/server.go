@@ -264,7 +264,7 @@ func (s *server) pages() (*mem.Pages, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.far, s.hangUp = true, cancel
-	return pageserver.NewClient(s.plan.Remote).Pages(ctx, s.plan.Store), nil
+	return pageserver.NewClient(s.plan.Remote).Pages(ctx, s.plan.Store, s.held.stores()...), nil
 }
 
 func (s *server) add(m message) error {

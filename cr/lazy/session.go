@@ -43,9 +43,11 @@ type Session struct {
 
 // Files are what a session works with. They stay the caller's.
 type Files struct {
-	Stores []*os.File // the page stores, the image's own first; at most MostStores; none if the plan has a Remote
-	Record *os.File   // locked as long as the container is lazy
-	Dir    *os.File   // of the image, for the working set
+	// Stores are the page stores, the image's own first; at most MostStores. If the
+	// plan has a Remote they are those of earlier checkpoints, or none.
+	Stores []*os.File
+	Record *os.File // locked as long as the container is lazy
+	Dir    *os.File // of the image, for the working set
 }
 
 // Start starts guard and server of a plan. Call it early: they take some

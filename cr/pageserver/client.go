@@ -137,7 +137,7 @@ func (c *Client) persist(ctx context.Context, f func() error) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if _, final := errors.AsType[*finalError](err); final || refused(err) {
+		if _, final := errors.AsType[*finalError](err); final || Refused(err) {
 			return fmt.Errorf("page server %s: %w", c.remote.Addr, err)
 		}
 		if took := time.Since(begin); took+wait > c.remote.Patience {
@@ -204,7 +204,7 @@ func (c *Client) connect(ctx context.Context) (_ *conn, err error) {
 	if err != nil {
 		return nil, &finalError{err}
 	}
-	config, err := c.remote.client(host)
+	config, err := c.remote.Client(host)
 	if err != nil {
 		return nil, &finalError{err}
 	}

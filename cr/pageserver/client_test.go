@@ -88,7 +88,7 @@ func TestCut(t *testing.T) {
 			t.Fatalf("no end: %v", err)
 		}
 		k.limit.Store(limit)
-		err = client(t, short).Fetch(t.Context(), to, true)
+		err = client(t, short).Fetch(t.Context(), to, pageserver.AllPages)
 		if err != nil && !strings.Contains(err.Error(), "given up after") {
 			t.Fatal(err)
 		}
@@ -104,7 +104,7 @@ func TestResume(t *testing.T) {
 	s := serve(t)
 	to := filepath.Join(t.TempDir(), "d")
 	c := client(t, s.remote(t))
-	if err := c.Fetch(t.Context(), to, true); err != nil {
+	if err := c.Fetch(t.Context(), to, pageserver.AllPages); err != nil {
 		t.Fatal(err)
 	}
 	// A server that has lost them can't be asked for them again.
@@ -113,14 +113,14 @@ func TestResume(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := client(t, s.remote(t)).Fetch(t.Context(), to, true); err != nil {
+	if err := client(t, s.remote(t)).Fetch(t.Context(), to, pageserver.AllPages); err != nil {
 		t.Errorf("all is there: %v", err)
 	}
 	half := filepath.Join(to, dirtest.Tmpfs)
 	if err := os.Truncate(half, 8); err != nil {
 		t.Fatal(err)
 	}
-	err := client(t, s.remote(t)).Fetch(t.Context(), to, true)
+	err := client(t, s.remote(t)).Fetch(t.Context(), to, pageserver.AllPages)
 	if err == nil || !strings.Contains(err.Error(), "EOF") {
 		t.Errorf("a server that can't read says %v", err)
 	}

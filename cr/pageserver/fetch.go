@@ -22,10 +22,20 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // fetchers is how many chunks are asked for at the same time.
 const fetchers = 4
 
-// Fetch brings state and archives into the directory path, and with pages the
-// page stores as well. What is there and is right is not fetched again, be it
-// half a file. The client reads no other checkpoint from then on.
-func (c *Client) Fetch(ctx context.Context, path string, pages bool) (err error) {
+// Part is how much of a checkpoint is fetched besides state and archives.
+type Part int
+
+// What is fetched of page stores.
+const (
+	NoPages  Part = iota
+	OwnPages      // what the checkpoint itself has saved: earlier ones are here
+	AllPages      // what it needs of earlier ones, too
+)
+
+// Fetch brings a checkpoint into the directory path. What is there and is right is
+// not fetched again, be it half a file. The client reads no other checkpoint from
+// then on.
+func (c *Client) Fetch(ctx context.Context, path string, part Part) (err error) {
 	digest, size, err := c.State(ctx)
 	if err != nil {
 		return err
@@ -45,8 +55,8 @@ func (c *Client) Fetch(ctx context.Context, path string, pages bool) (err error)
 	if err := c.archives(ctx, r, img); err != nil {
 		return err
 	}
-	if pages {
-		if err := c.stores(ctx, r, img.Pages); err != nil {
+	if part >= OwnPages {
+		if err := c.stores(ctx, r, img.Pages, part == AllPages); err != nil {
 			return err
 		}
 	}
@@ -107,13 +117,16 @@ func rest(f *os.File, from io.ReaderAt, size uint64) error {
 	return nil
 }
 
-// stores brings the page stores: of those of earlier checkpoints only the chunks
-// that are needed.
-func (c *Client) stores(ctx context.Context, r *dir.Receiver, index *blob.PageStore) error {
+// stores brings the page store, and with all those of earlier checkpoints: only
+// the chunks of them that are needed.
+func (c *Client) stores(ctx context.Context, r *dir.Receiver, index *blob.PageStore, all bool) error {
 	from := c.Pages(ctx, index)
 	own := &transfer{index: index, size: int64(index.GetSize()), from: from}
 	if err := own.take(ctx, r, index.GetFile()); err != nil {
 		return err
+	}
+	if !all {
+		return nil
 	}
 	for i, p := range index.GetParents() {
 		t := &transfer{n: i + 1, index: index, size: int64(p.Size), from: from}
@@ -124,10 +137,10 @@ func (c *Client) stores(ctx context.Context, r *dir.Receiver, index *blob.PageSt
 	return nil
 }
 
-// Pages reads the page stores from the server, until ctx ends.
-func (c *Client) Pages(ctx context.Context, index *blob.PageStore) *mem.Pages {
-	var parents []io.ReaderAt
-	for i := range index.GetParents() {
+// Pages reads the page stores from the server, until ctx ends; those of earlier
+// checkpoints from parents, if there are any: then they are all there.
+func (c *Client) Pages(ctx context.Context, index *blob.PageStore, parents ...io.ReaderAt) *mem.Pages {
+	for i := len(parents); i < len(index.GetParents()); i++ {
 		parents = append(parents, c.Store(ctx, i+1))
 	}
 	return mem.OpenPages(index, c.Store(ctx, 0), parents...)

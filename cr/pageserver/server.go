@@ -49,7 +49,7 @@ func Open(path string, k Keys, log *slog.Logger) (_ *Server, err error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{keys: k, log: log, objects: map[kind][]object{}}
-	if _, err := k.server(); err != nil {
+	if _, err := k.Server(); err != nil {
 		return nil, err
 	}
 	image, err := dir.Open(path)
@@ -152,7 +152,7 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 	defer c.Close()                                          //nolint:errcheck // the client has all or asks again
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })() //nolint:errcheck // likewise
 	log := s.log.With(slog.String("from", c.RemoteAddr().String()))
-	config, err := s.keys.server()
+	config, err := s.keys.Server()
 	if err != nil {
 		log.Error("nobody can be served", slog.Any("err", err))
 		return

@@ -115,13 +115,13 @@ func sameFiles(t *testing.T, a, b string, names ...string) {
 
 func TestFetch(t *testing.T) {
 	s := serve(t)
-	for _, pages := range []bool{false, true} {
+	for _, part := range []pageserver.Part{pageserver.NoPages, pageserver.OwnPages, pageserver.AllPages} {
 		to := filepath.Join(t.TempDir(), "a", "b")
-		if err := client(t, s.remote(t)).Fetch(t.Context(), to, pages); err != nil {
+		if err := client(t, s.remote(t)).Fetch(t.Context(), to, part); err != nil {
 			t.Fatal(err)
 		}
 		want := []string{"state.img", dirtest.Tmpfs}
-		if pages {
+		if part != pageserver.NoPages {
 			want = append(want, dirtest.Pages)
 		}
 		sameFiles(t, s.dir, to, want...)
@@ -151,7 +151,7 @@ func TestSix(t *testing.T) {
 	r := s.remote(t)
 	r.Addr = addr
 	to := filepath.Join(t.TempDir(), "d")
-	if err := client(t, r).Fetch(t.Context(), to, true); err != nil {
+	if err := client(t, r).Fetch(t.Context(), to, pageserver.AllPages); err != nil {
 		t.Fatal(err)
 	}
 	sameFiles(t, s.dir, to, dirtest.Pages)
@@ -164,7 +164,7 @@ func TestFetchOther(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(to, "state.img"), []byte("another"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := client(t, s.remote(t)).Fetch(t.Context(), to, true)
+	err := client(t, s.remote(t)).Fetch(t.Context(), to, pageserver.AllPages)
 	if err == nil || !strings.Contains(err.Error(), "another checkpoint is there already") {
 		t.Errorf("%v", err)
 	}
@@ -195,7 +195,7 @@ func TestTrust(t *testing.T) {
 	} {
 		r := s.remote(t)
 		r.Keys, r.Patience = tt.keys, time.Hour // it is not to be waited for
-		err := client(t, r).Fetch(t.Context(), filepath.Join(t.TempDir(), "d"), false)
+		err := client(t, r).Fetch(t.Context(), filepath.Join(t.TempDir(), "d"), pageserver.NoPages)
 		said := fmt.Sprint(err)
 		if !strings.Contains(said, tt.want) || !strings.Contains(said, s.addr) || strings.Contains(said, "\n") {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
@@ -215,7 +215,7 @@ func TestHostName(t *testing.T) {
 	}
 	r := s.remote(t)
 	r.Addr, r.Patience = net.JoinHostPort("localhost", port), time.Hour
-	err = client(t, r).Fetch(t.Context(), filepath.Join(t.TempDir(), "d"), false)
+	err = client(t, r).Fetch(t.Context(), filepath.Join(t.TempDir(), "d"), pageserver.NoPages)
 	if err == nil || !strings.Contains(err.Error(), "match localhost") {
 		t.Errorf("%v", err)
 	}
@@ -338,7 +338,7 @@ func TestHostile(t *testing.T) {
 			}
 		})
 	}
-	if err := client(t, s.remote(t)).Fetch(t.Context(), filepath.Join(t.TempDir(), "d"), true); err != nil {
+	if err := client(t, s.remote(t)).Fetch(t.Context(), filepath.Join(t.TempDir(), "d"), pageserver.AllPages); err != nil {
 		t.Errorf("after them all: %v", err)
 	}
 }
@@ -365,7 +365,7 @@ func TestHangUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The server waits for nobody but those it still serves.
-	if err := client(t, s.remote(t)).Fetch(t.Context(), filepath.Join(t.TempDir(), "d"), true); err != nil {
+	if err := client(t, s.remote(t)).Fetch(t.Context(), filepath.Join(t.TempDir(), "d"), pageserver.AllPages); err != nil {
 		t.Error(err)
 	}
 	stop()
@@ -404,7 +404,7 @@ func TestCrowd(t *testing.T) {
 	for _, c := range crowd {
 		_ = c.Close()
 	}
-	if err := client(t, s.remote(t)).Fetch(t.Context(), filepath.Join(t.TempDir(), "d"), true); err != nil {
+	if err := client(t, s.remote(t)).Fetch(t.Context(), filepath.Join(t.TempDir(), "d"), pageserver.AllPages); err != nil {
 		t.Errorf("after them all: %v", err)
 	}
 }

@@ -34,7 +34,8 @@ func (k Keys) load() (*tls.Config, *x509.CertPool, error) {
 	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, pool, nil
 }
 
-func (k Keys) server() (*tls.Config, error) {
+// Server is how a server speaks: to clients only whose certificate CA has signed.
+func (k Keys) Server() (*tls.Config, error) {
 	c, pool, err := k.load()
 	if err != nil {
 		return nil, err
@@ -44,8 +45,9 @@ func (k Keys) server() (*tls.Config, error) {
 	return c, nil
 }
 
-// client checks that the server's certificate is for host.
-func (k Keys) client(host string) (*tls.Config, error) {
+// Client is how a client speaks: to a server only whose certificate CA has signed,
+// for host.
+func (k Keys) Client(host string) (*tls.Config, error) {
 	c, pool, err := k.load()
 	if err != nil {
 		return nil, err
@@ -64,8 +66,8 @@ var refusals = []tls.AlertError{
 	116, // certificate_required
 }
 
-// refused says whether err means that the sides will not come to trust each other.
-func refused(err error) bool {
+// Refused says whether err means that the sides will not come to trust each other.
+func Refused(err error) bool {
 	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
 	_, stranger := errors.AsType[tls.RecordHeaderError](err)
 	if untrusted || stranger {
