@@ -478,9 +478,8 @@ func (f *frozen) kill() error {
 		}
 	}
 	for end := time.Now().Add(freezeBound); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		f.reap()
 		zombie, err := isZombie(f.c.initPID)
-		if !zombie && !vanished(err) {
+		if !f.reap() || !zombie && !vanished(err) {
 			continue
 		}
 		if left, err := f.c.cgroup.GetAllPids(); err != nil || len(left) == 0 {
@@ -490,14 +489,20 @@ func (f *frozen) kill() error {
 	return fmt.Errorf("init %d and its cgroup did not end within %v of SIGKILL: %w", f.c.initPID, freezeBound, errs.ErrTimeout)
 }
 
-// reap takes the deaths of our tracees, without which they stay zombies.
-func (f *frozen) reap() {
+// reap takes the deaths of our tracees, without which they stay zombies that their
+// parents don't hear of, and says whether all have ended.
+func (f *frozen) reap() (all bool) {
+	all = true
 	for _, t := range f.attached {
 		var ws unix.WaitStatus
-		if !t.gone {
-			if _, err := unix.Wait4(t.TID, &ws, unix.WALL|unix.WNOHANG, nil); errors.Is(err, unix.ECHILD) {
-				t.gone = true
-			}
+		if t.gone {
+			continue
 		}
+		if _, err := unix.Wait4(t.TID, &ws, unix.WALL|unix.WNOHANG, nil); errors.Is(err, unix.ECHILD) {
+			t.gone = true
+			continue
+		}
+		all = false
 	}
+	return all
 }
