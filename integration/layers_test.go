@@ -21,10 +21,13 @@ const module = "github.com/stasis-cr/stasis/"
 // import. Arrows go down only, and neighbours don't know each other: cr/object,
 // cr/mem, cr/task and namespaces meet in cr. A package that is not here fails.
 var layers = map[string][]string{
-	"cmd/stasis":                    {"cr", "cr/blob", "cr/blob/dir", "cr/errs", "cr/lazy", "cr/object", "images"},
+	"cmd/stasis": {
+		"cr", "cr/blob", "cr/blob/dir", "cr/errs", "cr/lazy", "cr/object", "cr/pageserver", "images",
+	},
 	"cmd/containerd-shim-stasis-v1": {"plugin", "shim"},
 	"plugin":                        {"shim"},
 	"shim":                          {"cr", "cr/errs", "images", "namespaces"},
+	"shim/daemon":                   {"cr", "cr/errs", "shim"},
 	"images":                        {"cr", "cr/blob", "cr/blob/dir", "cr/errs"},
 
 	"cr": {
@@ -60,7 +63,7 @@ var layers = map[string][]string{
 
 // knowsContainerd are the packages that may import containerd's, with all that
 // hangs from it: the engine must not.
-var knowsContainerd = []string{"shim", "plugin", "cmd/containerd-shim-stasis-v1"}
+var knowsContainerd = []string{"shim", "shim/daemon", "plugin", "cmd/containerd-shim-stasis-v1"}
 
 // goPackage is what is read of `go list -json`.
 type goPackage struct {

@@ -91,7 +91,7 @@ func infoOptions(data []byte) (given *anypb.Any, wrapped []byte, err error) {
 	if err := proto.Unmarshal(data, &a); err != nil {
 		return nil, nil, fmt.Errorf("options: %w", err)
 	}
-	opts, err := decodeOptions(&a)
+	opts, err := DecodeOptions(&a)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -34,10 +34,10 @@ type tomlOptions struct {
 	CriuPath string
 }
 
-// decodeOptions reads the options of a task. It accepts runc's own message and
+// DecodeOptions reads the options of a task. It accepts runc's own message and
 // the generic one, and answers empty options for none. Errors wrap
 // [errdefs.ErrInvalidArgument].
-func decodeOptions(a typeurl.Any) (*options.Options, error) {
+func DecodeOptions(a typeurl.Any) (*options.Options, error) {
 	if a == nil || len(a.GetValue()) == 0 {
 		return &options.Options{}, nil
 	}

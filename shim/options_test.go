@@ -51,7 +51,7 @@ func TestDecodeOptions(t *testing.T) {
 		{"body first", pack(t, &runtimeoptions.Options{ConfigPath: "/none", ConfigBody: []byte(table)}), full},
 		{"generic, empty", pack(t, &runtimeoptions.Options{TypeUrl: "x"}), &options.Options{}},
 	} {
-		got, err := decodeOptions(tc.in)
+		got, err := DecodeOptions(tc.in)
 		if err != nil || !proto.Equal(got, tc.want) {
 			t.Errorf("%s: %v, %v; want %v", tc.name, got, err, tc.want)
 		}
@@ -68,7 +68,7 @@ func TestDecodeOptionsRefuses(t *testing.T) {
 		"no TOML":      body(`{`),
 		"no file":      pack(t, &runtimeoptions.Options{ConfigPath: "/nonexistent"}),
 	} {
-		if got, err := decodeOptions(in); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		if got, err := DecodeOptions(in); !errors.Is(err, errdefs.ErrInvalidArgument) {
 			t.Errorf("%s: %v, %v; want an invalid argument", name, got, err)
 		}
 	}

@@ -97,7 +97,7 @@ func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 // settle rewrites the request's options for the wrapped service: always runc's
 // message, never another runtime than stasis.
 func (s *service) settle(r *task.CreateTaskRequest) (*options.Options, error) {
-	opts, err := decodeOptions(r.Options)
+	opts, err := DecodeOptions(r.Options)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,95 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"github.com/containerd/typeurl/v2"
+
+	"github.com/stasis-cr/stasis/shim"
+)
+
+const (
+	// runcRoot is where a shim has runc keep its state if the runtime's options
+	// don't say (containerd's cmd/containerd-shim-runc-v2/process).
+	runcRoot = "/run/containerd/runc"
+	// runtimeEnv names the OCI runtime where the runtime's options don't.
+	runtimeEnv = "STASIS_RUNTIME"
+	// command is the shim's runtime, which runs the OCI runtime of the host.
+	command = "stasis"
+)
+
+// decodeOptions reads the options of a runtime. Those in a file that they only
+// name are another machine's.
+func decodeOptions(o *object) (*options.Options, error) {
+	if o == nil {
+		return &options.Options{}, nil
+	}
+	v, err := typeurl.UnmarshalAny(o)
+	if err != nil {
+		return nil, fmt.Errorf("runtime options: %w", err)
+	}
+	if g, ok := v.(*runtimeoptions.Options); ok && len(g.GetConfigBody()) == 0 && g.GetConfigPath() != "" {
+		return nil, fmt.Errorf("runtime options are in the file %s: give them to the container itself", g.GetConfigPath())
+	}
+	return shim.DecodeOptions(o)
+}
+
+// stateRoot is the state root of the OCI runtime for containers of a namespace.
+func stateRoot(o *options.Options, namespace string) string {
+	root := o.GetRoot()
+	if root == "" {
+		root = runcRoot
+	}
+	return filepath.Join(root, namespace)
+}
+
+// findRuntime returns the path of the OCI runtime that the shim runs. A name in
+// the options that is stasis itself says nothing about it.
+func findRuntime(binary string) (string, error) {
+	if binary == "" || filepath.Base(binary) == command {
+		binary = os.Getenv(runtimeEnv)
+	}
+	if binary != "" {
+		return lookPath(binary)
+	}
+	for _, name := range []string{"runc", "crun"} {
+		path, err := lookPath(name)
+		if err == nil || !errors.Is(err, exec.ErrNotFound) {
+			return path, err
+		}
+	}
+	return "", fmt.Errorf("no OCI runtime: neither runc nor crun is in PATH; name one with %s", runtimeEnv)
+}
+
+func lookPath(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("OCI runtime %s: %w", name, err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return "", fmt.Errorf("OCI runtime %s: %w", name, err)
+	}
+	if self, err := os.Stat("/proc/self/exe"); err == nil && os.SameFile(st, self) {
+		return "", fmt.Errorf("OCI runtime %s is stasis itself; name another with %s", path, runtimeEnv)
+	}
+	return filepath.Abs(path)
+}
+
+// checkState says clearly that the runtime does not know a container.
+func checkState(root, id string) error {
+	dir := filepath.Join(root, id)
+	_, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("container %s: no state of it in %s; was it started by another runtime than runc? %w",
+			id, root, err)
+	}
+	return err
+}
