@@ -108,7 +108,7 @@ func (h *Held) awaitEnd(ctx context.Context) error {
 	defer cancel()
 	for {
 		if left, err := h.c.cgroup.GetAllPids(); h.gone() && (err != nil || len(left) == 0) {
-			return nil //nolint:nilerr // the cgroup is gone already
+			return nil
 		}
 		select {
 		case <-ctx.Done():

@@ -72,7 +72,7 @@ func TestVMAKind(t *testing.T) {
 }
 
 // stateRoot has one container as runc would have written it.
-func stateRoot(t *testing.T, id string, state any) string {
+func stateRoot(t *testing.T, state any) string {
 	t.Helper()
 	root := t.TempDir()
 	b, ok := state.([]byte)
@@ -82,10 +82,10 @@ func stateRoot(t *testing.T, id string, state any) string {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(root, id), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(root, "c1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(root, id, "state.json"), b, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(root, "c1", "state.json"), b, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return root
@@ -107,7 +107,7 @@ func ownState(t *testing.T) map[string]any {
 
 func TestFromRunc(t *testing.T) {
 	c := &container{id: "c1"}
-	paths, err := c.fromRunc(stateRoot(t, "c1", ownState(t)))
+	paths, err := c.fromRunc(stateRoot(t, ownState(t)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,19 +133,19 @@ func TestFromRuncRefuses(t *testing.T) {
 		"JSON of another kind": []byte("[]"),
 	} {
 		c := &container{id: "c1"}
-		if _, err := c.fromRunc(stateRoot(t, "c1", state)); err == nil || errors.Is(err, fs.ErrNotExist) {
+		if _, err := c.fromRunc(stateRoot(t, state)); err == nil || errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	c := &container{id: "c2"}
-	if _, err := c.fromRunc(stateRoot(t, "c1", ownState(t))); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := c.fromRunc(stateRoot(t, ownState(t))); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("another id: %v", err)
 	}
 }
 
 // TestHostileIDs: an id names a directory and nothing else.
 func TestHostileIDs(t *testing.T) {
-	root := stateRoot(t, "c1", ownState(t))
+	root := stateRoot(t, ownState(t))
 	for _, id := range []string{"", ".", "..", "/", "../c1", "c1/../c1", "c1/", "/c1", "a/b", "c1/.", "c1\x00"} {
 		c := &container{id: id}
 		if _, err := c.fromRunc(root); err == nil {

@@ -24,24 +24,24 @@ privilege, and everything it prints was checked as a restore would check it.`
 
 // inspectCommand prints a checkpoint.
 func (a *app) inspectCommand(_ *global) *command {
-	var maps, asJSON bool
+	var mappings, asJSON bool
 	return &command{
 		name: "inspect", summary: "print what is in a checkpoint",
 		args: "<directory>", about: inspectAbout,
 		options: []option{
-			on(&maps, "maps", "print the mappings of every process"),
+			on(&mappings, "maps", "print the mappings of every process"),
 			on(&asJSON, "json", "print the whole state as JSON"),
 		},
 		run: func(_ context.Context, args []string) (int, error) {
 			if len(args) != 1 {
 				return 0, fmt.Errorf("%q requires exactly 1 argument(s)", "inspect")
 			}
-			return 0, a.inspect(args[0], maps, asJSON)
+			return 0, a.inspect(args[0], mappings, asJSON)
 		},
 	}
 }
 
-func (a *app) inspect(path string, maps, asJSON bool) (err error) {
+func (a *app) inspect(path string, mappings, asJSON bool) (err error) {
 	d, err := images.Open(path)
 	if err != nil {
 		return err
@@ -54,19 +54,19 @@ func (a *app) inspect(path string, maps, asJSON bool) (err error) {
 	if err != nil {
 		return err
 	}
-	return inspectText(a.out, d.Image(), st.Size(), maps)
+	return inspectText(a.out, d.Image(), st.Size(), mappings)
 }
 
 // inspectText prints img for people. stateSize is the length of its state file
 // in bytes.
-func inspectText(out io.Writer, img *blob.Image, stateSize int64, maps bool) error {
+func inspectText(out io.Writer, img *blob.Image, stateSize int64, mappings bool) error {
 	v := newView(img)
 	parts := []func(io.Writer){
 		func(w io.Writer) { v.summary(w, stateSize) },
 		v.tree,
 		v.files,
 	}
-	if maps {
+	if mappings {
 		parts = append(parts, v.maps)
 	}
 	for i, part := range parts {

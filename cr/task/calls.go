@@ -28,7 +28,8 @@ type call struct {
 
 func callOf(regs *unix.PtraceRegs) call {
 	return call{
-		regs.Orig_rax, [6]uint64{regs.Rdi, regs.Rsi, regs.Rdx, regs.R10, regs.R8, regs.R9},
+		regs.Orig_rax,
+		[6]uint64{regs.Rdi, regs.Rsi, regs.Rdx, regs.R10, regs.R8, regs.R9},
 		regs.Rsp, regs.Rip,
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -63,7 +64,7 @@ func (s *script) word(a uint64) string {
 	if at := a - scriptBase; a >= scriptBase && at < uint64(len(s.mem)) {
 		return fmt.Sprintf("&%x", s.mem[at:min(at+8, uint64(len(s.mem)))])
 	}
-	return fmt.Sprintf("%x", a)
+	return strconv.FormatUint(a, 16)
 }
 
 func (s *script) Push(b []byte) (remote.Addr, error) {
