@@ -7,5 +7,5 @@ COPY . .
 RUN make build
 
 FROM scratch
-COPY --from=build /src/bin/stasis /src/bin/containerd-shim-stasis-v1 /usr/local/bin/
+COPY --from=build /src/bin/stasis /src/bin/stasis-migrate /src/bin/containerd-shim-stasis-v1 /usr/local/bin/
 ENTRYPOINT ["/usr/local/bin/stasis"]

@@ -56,7 +56,8 @@ func lazyPoints() []string {
 
 // TestFaultPoints compares the lists of points with the source.
 func TestFaultPoints(t *testing.T) {
-	named := slices.Concat(checkpointPoints(), endPoints(), chainPoints(), restorePoints(), lazyPoints(), pagePoints())
+	named := slices.Concat(checkpointPoints(), endPoints(), chainPoints(), restorePoints(), lazyPoints(), pagePoints(),
+		migratePoints(), sessionPoints(), guardPoints(), gatePoints())
 	found := sourcePoints(t)
 	for _, p := range found {
 		if !slices.Contains(named, p) {
@@ -77,7 +78,7 @@ func sourcePoints(t *testing.T) []string {
 	call := regexp.MustCompile(`fault\.Point\((.*?)\)(?:[\s;,)]|$)`)
 	phase := regexp.MustCompile(`(?m)^\t\t\{"([a-z]+)", (?:func\(|r\.)`)
 	var points []string
-	err := filepath.WalkDir(filepath.Join("..", "cr"), func(path string, d fs.DirEntry, err error) error {
+	look := func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 			return err
 		}
@@ -96,9 +97,11 @@ func sourcePoints(t *testing.T) []string {
 			}
 		}
 		return err
-	})
-	if err != nil {
-		t.Fatal(err)
+	}
+	for _, dir := range []string{"cr", "shim"} {
+		if err := filepath.WalkDir(filepath.Join("..", dir), look); err != nil {
+			t.Fatal(err)
+		}
 	}
 	slices.Sort(points)
 	return slices.Compact(points)

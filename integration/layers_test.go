@@ -22,11 +22,13 @@ const module = "github.com/stasis-cr/stasis/"
 // cr/mem, cr/task and namespaces meet in cr. A package that is not here fails.
 var layers = map[string][]string{
 	"cmd/stasis": {
-		"cr", "cr/blob", "cr/blob/dir", "cr/errs", "cr/lazy", "cr/object", "cr/pageserver", "images",
+		"cr", "cr/blob", "cr/blob/dir", "cr/errs", "cr/lazy", "cr/object", "cr/pageserver", "images", "shim/migrate",
 	},
+	"cmd/stasis-migrate":            {"cr", "cr/errs", "shim/daemon", "shim/migrate"},
 	"cmd/containerd-shim-stasis-v1": {"plugin", "shim"},
 	"plugin":                        {"shim"},
 	"shim":                          {"cr", "cr/errs", "images", "namespaces"},
+	"shim/migrate":                  {"cr", "cr/blob/dir", "cr/fault", "cr/pageserver"},
 	"shim/daemon":                   {"cr", "cr/errs", "shim"},
 	"images":                        {"cr", "cr/blob", "cr/blob/dir", "cr/errs"},
 
@@ -63,7 +65,7 @@ var layers = map[string][]string{
 
 // knowsContainerd are the packages that may import containerd's, with all that
 // hangs from it: the engine must not.
-var knowsContainerd = []string{"shim", "shim/daemon", "plugin", "cmd/containerd-shim-stasis-v1"}
+var knowsContainerd = []string{"shim", "shim/daemon", "plugin", "cmd/containerd-shim-stasis-v1", "cmd/stasis-migrate"}
 
 // goPackage is what is read of `go list -json`.
 type goPackage struct {

@@ -56,6 +56,8 @@ func (a *app) commands(g *global) []*command {
 		a.verifyCommand(),
 		a.flattenCommand(),
 		a.pageServerCommand(g),
+		a.migrateCommand(g),
+		a.migrateServerCommand(g),
 		a.versionCommand(),
 	}
 }

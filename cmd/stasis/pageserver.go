@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"time"
 
 	"github.com/stasis-cr/stasis/cr"
 )
@@ -68,19 +67,7 @@ func (o *restoreFlags) remoteOptions() []option {
 		text(&r.Cert, "tls-cert", "our certificate for the page server, a PEM file"),
 		text(&r.Key, "tls-key", "the certificate's key, a PEM file"),
 		text(&r.CA, "tls-ca", "the CA that signs the page server's certificate, a PEM file"),
-		{
-			name: "page-server-timeout", takes: true,
-			usage: "how long to try again when the page server does not answer (default: 2m)",
-			set: func(v string) (err error) {
-				if r.Patience, err = time.ParseDuration(v); err == nil && r.Patience <= 0 {
-					err = errors.New("it must be more than 0")
-				}
-				if err != nil {
-					return fmt.Errorf("invalid --page-server-timeout: %w", err)
-				}
-				return nil
-			},
-		},
+		duration(&r.Patience, "page-server-timeout", "how long to try again when the page server does not answer (default: 2m)"),
 	}
 }
 

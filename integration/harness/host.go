@@ -55,7 +55,7 @@ func BuildIn(ctx context.Context, dir string) (Bins, error) {
 	if err != nil {
 		return Bins{}, err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", dir+"/", "./cmd/stasis", "./cmd/containerd-shim-stasis-v1")
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", dir+"/", "./cmd/...")
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
