@@ -36,6 +36,7 @@ type mover struct {
 	work     string // for memory on its way
 	addr     string
 	before   []string // gates of others
+	more     []string // flags of the server
 	server   *exec.Cmd
 	said     bytes.Buffer // by the server
 }
@@ -64,7 +65,7 @@ func (m *mover) flags(w *world) []string {
 // serve starts the server, at the address of the last one if there was one.
 func (m *mover) serve(env ...string) {
 	m.Helper()
-	args := append([]string{"migrate-server", "--listen", m.addr}, m.flags(m.to)...)
+	args := slices.Concat([]string{"migrate-server", "--listen", m.addr}, m.flags(m.to), m.more)
 	m.server = exec.Command(m.to.bins.Stasis, args...)
 	m.server.Env = append(os.Environ(), env...)
 	m.server.Stderr = &m.said
@@ -228,6 +229,32 @@ func TestMigrate(t *testing.T) {
 			m.swap()
 		})
 	}
+}
+
+// TestMigrateKeep: with --keep the container stays, without a task; and what it
+// prints goes on in the other side's log.
+func TestMigrateKeep(t *testing.T) {
+	m := newMover(t)
+	logs := t.TempDir()
+	m.more = []string{"--log-path", logs}
+	m.from.runLogged(filepath.Join(t.TempDir(), "log"), nil, "k") // under containerd's own shim
+	m.from.waitPrinted("k", 5)
+	m.serve()
+	m.migrate("k", "--keep")
+	if got := m.status(m.from, "k"); got != "STOPPED" {
+		t.Errorf("what is kept is %q", got)
+	}
+	m.from.remove("k")
+	if m.where("k") != m.to {
+		t.Fatal("it runs where it was")
+	}
+	log := filepath.Join(logs, "k.log")
+	m.to.goesOnPrinting(log)
+	if st, err := os.Stat(log); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("log: %v, %v", st, err)
+	}
+	m.to.remove("k")
+	m.clean()
 }
 
 // in is the mover in a subtest.

@@ -305,7 +305,7 @@ func (m *source) round(ctx context.Context) (more bool, err error) {
 }
 
 // launchTime is about how long a container without memory takes to be restored.
-const launchTime = 80 * time.Millisecond
+const launchTime = 130 * time.Millisecond
 
 // little is what is sent sooner than another round is made.
 const little = 1 << 20

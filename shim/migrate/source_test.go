@@ -23,15 +23,15 @@ func TestExpect(t *testing.T) {
 		limit       time.Duration
 		another     bool
 	}{
-		{"the first", roundFigures{}, first, 0, launchTime, 100 * time.Millisecond, time.Second, true},
-		{"the first, of nothing", roundFigures{}, at(0, 4096, 0), 0, launchTime, 100 * time.Millisecond, time.Second, false},
+		{"the first", roundFigures{}, first, 0, launchTime, 150 * time.Millisecond, time.Second, true},
+		{"the first, of nothing", roundFigures{}, at(0, 4096, 0), 0, launchTime, 150 * time.Millisecond, time.Second, false},
 		{
 			"much, and less than before", first, at(4*time.Second, 400<<20, time.Second), 100 << 20,
-			300 * time.Millisecond, 360 * time.Millisecond, 200 * time.Millisecond, true,
+			350 * time.Millisecond, 420 * time.Millisecond, 200 * time.Millisecond, true,
 		},
 		{
 			"enough", first, at(4*time.Second, 400<<20, time.Second), 100 << 20,
-			300 * time.Millisecond, 360 * time.Millisecond, 400 * time.Millisecond, false,
+			350 * time.Millisecond, 420 * time.Millisecond, 450 * time.Millisecond, false,
 		},
 		{
 			"hardly less than before", first, at(4*time.Second, 900<<20, 2*time.Second), 225 << 20,
@@ -41,7 +41,7 @@ func TestExpect(t *testing.T) {
 			"all that there is to write", first, at(time.Second, 800<<20, 5*time.Second), 800 << 20,
 			5 * time.Second, 6 * time.Second, time.Hour, false,
 		},
-		{"little", first, at(time.Second, 1<<20, time.Millisecond), 1 << 20, launchTime, 100 * time.Millisecond, time.Millisecond, false},
+		{"little", first, at(time.Second, 1<<20, time.Millisecond), 1 << 20, launchTime, 150 * time.Millisecond, time.Millisecond, false},
 	} {
 		rate, downtime := expect(c.before, c.now)
 		if rate != c.rate || downtime < c.least || downtime > c.most {
