@@ -44,11 +44,12 @@ const (
 	gateOpen  = 'o' // to the restore: let it go
 )
 
-// gateDir is short whatever the id is: a socket's path has 108 bytes at most
-// (unix(7)).
+// gateDir names the state root, which under containerd is a namespace's, instead of
+// the container, so as to be short: a socket's path has 108 bytes at most (unix(7)).
 func gateDir(root, id string) string {
 	name := ownName("gate", root, id)
-	return filepath.Join(filepath.Dir(name), "gate"+name[strings.LastIndexByte(name, '-'):])
+	sum := name[strings.LastIndexByte(name, '-'):]
+	return filepath.Join(filepath.Dir(name), fmt.Sprintf("gate-%.40s%s", filepath.Base(root), sum))
 }
 
 func gateSocket(dir string) string      { return filepath.Join(dir, "s") }
@@ -58,7 +59,8 @@ func gateOrdersFile(dir string) string  { return filepath.Join(dir, "orders.json
 func gateAddr(dir string) *net.UnixAddr { return &net.UnixAddr{Name: gateSocket(dir), Net: "unix"} }
 
 // MakeGate makes the gate of a container that is going to be restored, and takes
-// the place of one whose holder has gone. The caller closes it.
+// the place of one whose holder has gone. The caller closes it, and removes it
+// when no restore can come any more.
 func MakeGate(root, id string, o GateOrders) (_ *Gate, err error) {
 	dir := gateDir(root, id)
 	if err := os.RemoveAll(dir); err != nil {
@@ -80,8 +82,11 @@ func MakeGate(root, id string, o GateOrders) (_ *Gate, err error) {
 	if err := os.WriteFile(gateOrdersFile(dir), b, 0o600); err != nil {
 		return nil, err
 	}
-	g.l, err = net.ListenUnix("unix", gateAddr(dir))
-	return g, err
+	if g.l, err = net.ListenUnix("unix", gateAddr(dir)); err != nil {
+		return nil, err
+	}
+	g.l.SetUnlinkOnClose(false) // a gate without a socket is shut as well, but says less
+	return g, nil
 }
 
 // Wait waits until the container stands at the gate, whole. It fails if ctx ends
@@ -111,14 +116,14 @@ func (g *Gate) Open() error {
 	return nil
 }
 
-// Close gives up the gate. A restore that waits at it fails. It may be called
-// again.
+// Close gives up the gate: a restore that waits at it fails, and one that comes
+// later, until [RemoveGate]. It may be called again.
 func (g *Gate) Close() error {
 	err := shut(g.l)
 	if g.c != nil {
 		err = errors.Join(err, shut(g.c))
 	}
-	return errors.Join(err, os.RemoveAll(g.dir))
+	return err
 }
 
 // shut closes what the end of a context may have closed.
@@ -151,7 +156,8 @@ func PassedGate(ctx context.Context, root, id string) (bool, error) {
 	return err == nil, err
 }
 
-// RemoveGate removes what a gate whose holder has gone has left.
+// RemoveGate removes the gate of a container. Precondition: no restore stands at
+// it, or is on its way there, for that would pass.
 func RemoveGate(root, id string) error { return os.RemoveAll(gateDir(root, id)) }
 
 // awaitLock takes the lock of a file when whoever has it lets it go.
@@ -171,14 +177,18 @@ func awaitLock(ctx context.Context, f *os.File, how int) error {
 
 // gated is a restore at a gate; nil: there is none.
 type gated struct {
-	dir  string
-	lock *os.File
-	c    *net.UnixConn
+	dir    string
+	lock   *os.File
+	c      *net.UnixConn
+	opened chan struct{}
 }
+
+// errShut says that whoever held the gate has given up the container.
+var errShut = errors.New("gate: the container is not wanted any more")
 
 // joinGate looks for the gate of a container, and takes the orders there.
 func joinGate(o *RestoreOptions) (_ *gated, err error) {
-	g := &gated{dir: gateDir(o.Root, o.ID)}
+	g := &gated{dir: gateDir(o.Root, o.ID), opened: make(chan struct{})}
 	b, err := os.ReadFile(gateOrdersFile(g.dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // nil is a gated
@@ -216,7 +226,25 @@ func joinGate(o *RestoreOptions) (_ *gated, err error) {
 	return g, nil
 }
 
-// pass waits until the gate opens.
+// watch is a context that ends when the gate is shut: a restore that nobody wants
+// any more is not to go on for minutes. The caller calls what it returns.
+func (g *gated) watch(ctx context.Context) (context.Context, context.CancelFunc) {
+	if g == nil {
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		b := make([]byte, 1)
+		if _, err := io.ReadFull(g.c, b); err != nil || b[0] != gateOpen {
+			cancel(errShut)
+			return
+		}
+		close(g.opened)
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// pass waits until the gate opens. ctx is that of watch.
 func (g *gated) pass(ctx context.Context) error {
 	if g == nil {
 		return nil
@@ -227,11 +255,10 @@ func (g *gated) pass(ctx context.Context) error {
 	if err := fault.Point("restore-gate"); err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = g.c.Close() }) //nolint:errcheck // the read says it
-	defer stop()
-	b := make([]byte, 1)
-	if _, err := io.ReadFull(g.c, b); err != nil || b[0] != gateOpen {
-		return fmt.Errorf("gate: the container is not wanted any more: %w", errors.Join(context.Cause(ctx), err))
+	select {
+	case <-g.opened:
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 	f, err := os.OpenFile(gateMark(g.dir), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {

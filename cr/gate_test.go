@@ -40,7 +40,9 @@ func arrive(t *testing.T, id string) (*RestoreOptions, *gated, <-chan error) {
 		t.Fatalf("%v, %v", r, err)
 	}
 	passed := make(chan error, 1)
-	go func() { passed <- r.pass(t.Context()) }()
+	ctx, cancel := r.watch(t.Context())
+	t.Cleanup(cancel)
+	go func() { passed <- r.pass(ctx) }()
 	return o, r, passed
 }
 
@@ -78,6 +80,12 @@ func TestGateOpens(t *testing.T) {
 	if err := g.Close(); err != nil {
 		t.Error(err)
 	}
+	if _, err := joinGate(&RestoreOptions{Root: "root", ID: id}); err == nil {
+		t.Error("a gate that was given up is open")
+	}
+	if err := RemoveGate("root", id); err != nil {
+		t.Error(err)
+	}
 	if r, err := joinGate(&RestoreOptions{Root: "root", ID: id}); r != nil || err != nil {
 		t.Errorf("without a gate: %v, %v", r, err)
 	}
@@ -93,8 +101,8 @@ func TestGateShut(t *testing.T) {
 	if err := errors.Join(g.l.Close(), g.c.Close()); err != nil { // as the kernel does when it dies
 		t.Fatal(err)
 	}
-	if err := <-passed; err == nil {
-		t.Error("it has passed")
+	if err := <-passed; !errors.Is(err, errShut) {
+		t.Errorf("it has passed: %v", err)
 	}
 	if err := r.close(); err != nil {
 		t.Fatal(err)

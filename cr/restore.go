@@ -35,6 +35,8 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, gate.close()) }()
+	ctx, cancel := gate.watch(ctx)
+	defer cancel()
 	client, err := fetch(ctx, &o, log)
 	if err != nil {
 		return 1, err

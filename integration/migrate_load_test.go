@@ -3,10 +3,15 @@
 package integration
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -123,7 +128,9 @@ func TestMigrateLazyDeaths(t *testing.T) {
 			m.to.waitStatus(who, "RUNNING")
 			source := cmd.Process.Pid
 			if who == "guard" {
-				m.killGuard(source)
+				if m.killAll("guard") != 1 {
+					t.Fatal("there is not one guard")
+				}
 			} else if err := unix.Kill(source, unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
@@ -140,18 +147,83 @@ func TestMigrateLazyDeaths(t *testing.T) {
 	}
 }
 
-// killGuard kills the guard of a source.
-func (m *mover) killGuard(source int) {
+// processes are those of this mover's migrations with a verb of the program.
+func (m *mover) processes(verb string) (pids []int) {
 	m.Helper()
-	out, err := exec.CommandContext(m.Context(), "pgrep", "-P", fmt.Sprint(source), "-f", "guard").Output()
+	list, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
-		m.Fatalf("no guard: %v", err)
-	}
-	var pid int
-	if _, err := fmt.Sscan(string(out), &pid); err != nil {
 		m.Fatal(err)
 	}
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+	for _, name := range list {
+		b, err := os.ReadFile(name)
+		args := strings.Split(string(b), "\x00")
+		if err != nil || len(args) < 3 || args[1] != verb ||
+			!strings.Contains(args[2], m.from.Address) && !strings.Contains(args[2], m.to.Address) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name))); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// killAll kills all processes with a verb, and says how many that were.
+func (m *mover) killAll(verb string) (n int) {
+	m.Helper()
+	for _, pid := range m.processes(verb) {
+		if err := unix.Kill(pid, unix.SIGKILL); err == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// TestMigrateRandomDeaths kills one of those who take part at any time. The
+// variable STASIS_ROUNDS says how often.
+func TestMigrateRandomDeaths(t *testing.T) {
+	m := newMover(t)
+	rounds := snapshotRounds(t) * 4
+	for n := range rounds {
+		verb := []string{"session", "source", "guard", "listen"}[n%4]
+		after := time.Duration(rand.Int64N(int64(900 * time.Millisecond)))
+		t.Run(fmt.Sprintf("%d-%s-%v", n, verb, after.Round(time.Millisecond)), func(t *testing.T) {
+			m := m.in(t)
+			m.dies(verb, after, n%3 == 2)
+		})
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+// dies migrates a counter, and kills all of a verb after a time.
+func (m *mover) dies(verb string, after time.Duration, lazy bool) {
+	m.Helper()
+	const id = "x"
+	m.from.run(harness.RuntimeName, nil, id, "/bin/sh", "-c", counting)
+	n := m.counted(m.from, id, 3)
+	m.serve()
+	var flags []string
+	if lazy {
+		flags = []string{"--lazy-pages"}
+	}
+	cmd := m.command(id, nil, flags...)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
 		m.Fatal(err)
 	}
+	time.Sleep(after) // that it is any time is the point
+	killed := m.killAll(verb)
+	err := cmd.Wait()
+	if verb == "listen" {
+		m.stop()
+		m.serve()
+	}
+	at := m.where(id)
+	m.Logf("%d killed, runs at its destination: %v, %v: %s", killed, at == m.to, err, said.Bytes())
+	m.counted(at, id, n)
+	at.remove(id)
+	m.clean()
 }

@@ -35,7 +35,6 @@ type mover struct {
 	keys     pageserver.Keys
 	work     string // for memory on its way
 	addr     string
-	before   []string // gates of others
 	more     []string // flags of the server
 	server   *exec.Cmd
 	said     bytes.Buffer // by the server
@@ -49,7 +48,6 @@ func newMover(t *testing.T, env ...string) *mover {
 		T: t, from: newWorld(t, harness.Config{}), to: newWorld(t, harness.Config{Env: env}),
 		keys: ca.Keys(t, "both", time.Hour), work: t.TempDir(), addr: "127.0.0.1:0",
 	}
-	m.before = m.gates()
 	m.to.ctr("images", "rm", busyboxRef) // it comes with the container
 	t.Cleanup(m.stop)
 	return m
@@ -173,14 +171,17 @@ func (m *mover) clean() {
 	}
 }
 
-// gates are those that were not there when the test began.
-func (m *mover) gates() []string {
+// gates are those of containers of both sides.
+func (m *mover) gates() (all []string) {
 	m.Helper()
-	list, err := filepath.Glob("/run/stasis/gate-*")
-	if err != nil {
-		m.Fatal(err)
+	for _, w := range []*world{m.from, m.to} {
+		list, err := filepath.Glob("/run/stasis/gate-" + w.Namespace + "-*")
+		if err != nil {
+			m.Fatal(err)
+		}
+		all = append(all, list...)
 	}
-	return slices.DeleteFunc(list, func(g string) bool { return slices.Contains(m.before, g) })
+	return all
 }
 
 // TestMigrate moves a container there and back, as root and as an ordinary user,
@@ -259,7 +260,7 @@ func TestMigrateKeep(t *testing.T) {
 
 // in is the mover in a subtest.
 func (m *mover) in(t *testing.T) *mover {
-	s := &mover{T: t, from: m.from, to: m.to, keys: m.keys, work: m.work, addr: "127.0.0.1:0", before: m.before}
+	s := &mover{T: t, from: m.from, to: m.to, keys: m.keys, work: m.work, addr: "127.0.0.1:0"}
 	t.Cleanup(s.stop)
 	return s
 }
@@ -296,7 +297,7 @@ func migratePoints() []string {
 
 func sessionPoints() []string {
 	return []string{
-		"session-accepted", "session-image", "session-rootfs", "session-round", "session-final", "session-ready",
+		"session-accepted", "session-image", "session-rootfs", "session-round", "session-final", "session-restoring", "session-ready",
 		"session-going", "session-opened", "session-running", "session-filled",
 	}
 }

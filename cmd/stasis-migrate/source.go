@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -30,7 +29,7 @@ func source(ctx context.Context, config []byte) (err error) {
 	r, err := migrate.Migrate(ctx, src, migrate.Options{
 		To: c.To, Keys: c.Keys, Dir: c.Dir, Listen: c.Listen, Lazy: c.Lazy, Downtime: c.Downtime,
 		Rounds: c.Rounds, Compress: c.Compress, Keep: c.Keep,
-		Guard:    func() (io.WriteCloser, io.ReadCloser, error) { return startGuard(c.Place) },
+		Guard:    func() (*migrate.GuardProcess, error) { return startGuard(c.Place) },
 		Log:      logger(os.Stderr, c.Debug),
 		Progress: bar.update,
 	})
@@ -51,24 +50,31 @@ func openSource(ctx context.Context, p migrate.Place) (*daemon.Source, error) {
 
 // startGuard starts a guard in a session of its own: what ends ours does not reach
 // it.
-func startGuard(p migrate.Place) (stdin io.WriteCloser, stdout io.ReadCloser, err error) {
+func startGuard(p migrate.Place) (*migrate.GuardProcess, error) {
 	config, err := json.Marshal(p)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	cmd := exec.Command("/proc/self/exe", migrate.GuardVerb, string(config)) //nolint:noctx // it lives on
 	cmd.Args[0], cmd.Dir, cmd.Stderr = migrate.Command, "/", os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if stdin, err = cmd.StdinPipe(); err != nil {
-		return nil, nil, err
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
 	}
-	if stdout, err = cmd.StdoutPipe(); err != nil {
-		return nil, nil, err
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return stdin, stdout, cmd.Process.Release()
+	ended := make(chan struct{})
+	go func() {
+		_, _ = cmd.Process.Wait() //nolint:errcheck // what matters is that it has ended
+		close(ended)
+	}()
+	return &migrate.GuardProcess{Stdin: stdin, Stdout: stdout, Ended: ended}, nil
 }
 
 func guard(ctx context.Context, config []byte) (err error) {

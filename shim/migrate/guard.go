@@ -9,7 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/stasis-cr/stasis/cr"
 	"github.com/stasis-cr/stasis/cr/fault"
@@ -40,28 +41,34 @@ type guardWord struct {
 
 // guardLink is the source's end of the connection with its guard.
 type guardLink struct {
-	in   io.WriteCloser
-	out  io.ReadCloser
-	enc  *json.Encoder
-	dec  *json.Decoder
-	host string
+	in    io.WriteCloser
+	out   io.ReadCloser
+	ended <-chan struct{}
+	enc   *json.Encoder
+	dec   *json.Decoder
+	host  string
+}
 
-	once  sync.Once
-	ended chan struct{}
+// GuardProcess is a guard that was started.
+type GuardProcess struct {
+	Stdin  io.WriteCloser
+	Stdout io.ReadCloser
+	Ended  <-chan struct{} // is closed when it has ended
 }
 
 // startGuard starts the guard of a migration.
 func (m *source) startGuard() (*guardLink, error) {
-	in, out, err := m.o.Guard()
+	p, err := m.o.Guard()
 	if err != nil {
 		return nil, fmt.Errorf("guard: %w", err)
 	}
+	in, out := p.Stdin, p.Stdout
 	at := listenAt(m.o.Listen, m.w)
 	host, _, err := net.SplitHostPort(at)
 	if err != nil {
 		return nil, errors.Join(err, in.Close(), out.Close())
 	}
-	g := &guardLink{in: in, out: out, enc: json.NewEncoder(in), dec: json.NewDecoder(out), host: host}
+	g := &guardLink{in: in, out: out, ended: p.Ended, enc: json.NewEncoder(in), dec: json.NewDecoder(out), host: host}
 	_, err = g.say(guardTask{
 		ID: m.id, To: m.o.To, Keys: m.o.Keys, Listen: at, Dir: m.dir, Lazy: m.o.Lazy, Keep: m.o.Keep,
 	})
@@ -106,20 +113,9 @@ func (g *guardLink) hold() error {
 // any more either.
 func (g *guardLink) done() error {
 	_ = g.enc.Encode(guardWord{Done: true}) //nolint:errcheck // see above
-	<-g.gone()
-	return g.close()
-}
-
-// gone is closed when the guard has ended. Nothing may be asked of it from then on.
-func (g *guardLink) gone() <-chan struct{} {
-	g.once.Do(func() {
-		g.ended = make(chan struct{})
-		go func() {
-			defer close(g.ended)
-			_, _ = io.Copy(io.Discard, g.out) //nolint:errcheck // it ends when the guard does
-		}()
-	})
-	return g.ended
+	err := g.in.Close()
+	<-g.ended
+	return errors.Join(err, g.out.Close())
 }
 
 func (g *guardLink) close() error { return errors.Join(g.in.Close(), g.out.Close()) }
@@ -145,6 +141,11 @@ func Guard(ctx context.Context, src Source, in io.Reader, out io.Writer, log *sl
 		return err
 	}
 	g.log = log.With(slog.String("migration", g.task.ID))
+	lock, err := lockDir(g.task.Dir, unix.LOCK_SH)
+	if err != nil {
+		return errors.Join(err, enc.Encode(guardWord{Error: err.Error()}))
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	if g.held, err = cr.Hold(ctx, src.Engine()); err != nil {
 		return errors.Join(err, enc.Encode(guardWord{Error: err.Error()}))
 	}

@@ -60,6 +60,8 @@ type file struct {
 
 const entrySuffix = ".json"
 
+func newFile(work, id string) *file { return &file{dir: filepath.Join(work, id)} }
+
 // entryKept is for how long an entry answers questions.
 const entryKept = 7 * 24 * time.Hour
 
@@ -71,7 +73,7 @@ func openFile(ctx context.Context, work, id string) (_ *file, err error) {
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return nil, err
 	}
-	f := &file{dir: filepath.Join(work, id)}
+	f := newFile(work, id)
 	if _, err := os.Lstat(f.dir + entrySuffix); !errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.Join(fmt.Errorf("migration %s has been here before", id), err)
 	}
@@ -91,33 +93,39 @@ func findFile(ctx context.Context, work, id string) (*file, error) {
 	if !idForm.MatchString(id) {
 		return nil, fmt.Errorf("%q is no name of a migration: %w", id, errProtocol)
 	}
-	f := &file{dir: filepath.Join(work, id)}
+	f := newFile(work, id)
 	if err := f.take(ctx); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	return f, f.read()
 }
 
-// take locks the directory.
+// take locks the directory, when whoever has it lets it go.
 func (f *file) take(ctx context.Context) (err error) {
-	if f.lock, err = os.Open(f.dir); err != nil {
-		f.lock = nil
-		return err
-	}
 	for {
-		err := unix.Flock(int(f.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return nil
-		}
+		f.lock, err = lockDir(f.dir, unix.LOCK_EX)
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return errors.Join(err, f.close())
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(context.Cause(ctx), f.close())
+			return context.Cause(ctx)
 		case <-time.After(pause):
 		}
 	}
+}
+
+// lockDir locks a directory, or fails with EWOULDBLOCK. The lock is that of the
+// file that it returns.
+func lockDir(path string, how int) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 func (f *file) read() error {

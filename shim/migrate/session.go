@@ -64,6 +64,8 @@ func Session(ctx context.Context, c net.Conn, o SessionOptions) error {
 	}
 	s := &session{w: w, o: o, log: o.Log.With(slog.String("migration", m.ID))}
 	switch {
+	case !idForm.MatchString(m.ID):
+		err = fmt.Errorf("%q is no name of a migration: %w", m.ID, errProtocol)
 	case m.Version != Version:
 		err = fmt.Errorf("version %d is spoken there, and %d here: %w", m.Version, Version, errProtocol)
 	case m.Kind == kindHello:
@@ -102,6 +104,7 @@ type session struct {
 	target  Target
 	created bool // the container is
 	rounds  int  // checkpoints that are here
+	run     *run // nil: no restore was begun
 }
 
 // migrate takes a container. If it does not come to run here nothing is left of
@@ -139,7 +142,14 @@ func (s *session) drop(ctx context.Context, why string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTime)
 	defer cancel()
 	root, id := s.target.Engine()
-	if _, err := cr.PassedGate(ctx, root, id); err != nil { // until its restore has ended
+	if s.run != nil { // it may not even have come to the gate, which is shut
+		select {
+		case <-s.run.ended:
+		case <-ctx.Done():
+			return fmt.Errorf("its restore does not end: %w", ctx.Err())
+		}
+	}
+	if _, err := cr.PassedGate(ctx, root, id); err != nil { // until a restore has ended that is another session's
 		return err
 	}
 	if err := s.target.Remove(ctx); err != nil {
@@ -253,8 +263,12 @@ func (s *session) start(ctx context.Context, m message) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, gate.Close()) }()
-	run := s.restore(ctx)
-	if err := s.atGate(ctx, gate, run); err != nil {
+	s.run = s.restore(ctx)
+	if err := fault.Point("session-restoring"); err != nil {
+		return err
+	}
+	word := s.word()
+	if err := s.atGate(ctx, gate, word); err != nil {
 		return err
 	}
 	if err := fault.Point("session-ready"); err != nil {
@@ -266,10 +280,21 @@ func (s *session) start(ctx context.Context, m message) (err error) {
 	if err := s.w.c.SetReadDeadline(time.Now().Add(wordTime)); err != nil {
 		return err
 	}
-	if _, err := s.w.want(kindGo); err != nil {
+	if err := <-word; err != nil {
 		return err
 	}
-	return s.letGo(ctx, gate, run)
+	return s.letGo(ctx, gate, s.run)
+}
+
+// word waits for the source's word. An error comes at once, also if it gives up
+// before it could be asked for it.
+func (s *session) word() <-chan error {
+	c := make(chan error, 1)
+	go func() {
+		_, err := s.w.want(kindGo)
+		c <- err
+	}()
+	return c
 }
 
 // run is a restore on its way.
@@ -290,29 +315,27 @@ func (s *session) restore(ctx context.Context) *run {
 	return r
 }
 
-// atGate waits until the container is whole.
-func (s *session) atGate(ctx context.Context, gate *cr.Gate, r *run) error {
-	ctx, cancel := context.WithCancel(ctx)
+// atGate waits until the container is whole, unless the word comes before.
+func (s *session) atGate(ctx context.Context, gate *cr.Gate, word <-chan error) error {
+	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() {
-		select {
-		case <-r.ended:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	err := gate.Wait(ctx)
-	if err == nil {
-		return nil
-	}
+	there := make(chan error, 1)
+	go func() { there <- gate.Wait(waiting) }()
 	select {
-	case <-r.ended:
-		if r.err != nil { // it says more than that nobody is at the gate
-			return r.err
+	case err := <-there:
+		if err == nil {
+			return nil
 		}
-		return errors.Join(errors.New("the container was restored past the gate"), err)
-	default:
-		return err
+		_ = gate.Close() //nolint:errcheck // it is closed again
+		<-s.run.ended
+		return errors.Join(s.run.err, err)
+	case err := <-word:
+		return errors.Join(errors.New("the source does not wait for the container any more"), err)
+	case <-s.run.ended:
+		if s.run.err != nil {
+			return s.run.err
+		}
+		return errors.New("the container was restored past the gate")
 	}
 }
 
@@ -375,8 +398,18 @@ func (s *session) finish(ctx context.Context, tell bool) error {
 // resolve says what became of a migration, and makes it so: what nobody works on
 // any more runs, or is removed.
 func (s *session) resolve(ctx context.Context, id string) (err error) {
+	s.file = newFile(s.o.Dir, id)
+	if err := s.file.read(); err != nil {
+		return errors.Join(errUnsure, err)
+	}
+	early := s.ran() // whoever works on it still waits for its memory
+	if early {
+		if err := s.w.send(message{Kind: kindRunning, PID: s.file.entry.PID}); err != nil {
+			return err
+		}
+	}
 	if s.file, err = findFile(ctx, s.o.Dir, id); err != nil {
-		return err
+		return errors.Join(errUnsure, err)
 	}
 	defer func() { err = errors.Join(err, s.file.close()) }()
 	if s.file.lock != nil {
@@ -393,8 +426,10 @@ func (s *session) resolve(ctx context.Context, id string) (err error) {
 	if !s.ran() {
 		return s.w.send(message{Kind: kindDropped, Error: e.Why})
 	}
-	if err := s.w.send(message{Kind: kindRunning, PID: e.PID}); err != nil {
-		return err
+	if !early {
+		if err := s.w.send(message{Kind: kindRunning, PID: e.PID}); err != nil {
+			return err
+		}
 	}
 	if s.file.lock != nil {
 		return s.finish(ctx, true)

@@ -42,9 +42,8 @@ type Options struct {
 	Compress string        // see [cr.CheckpointOptions]
 	Keep     bool          // the source's record of the container stays
 
-	// Guard starts the guard, which is to live on if we die, with its stdin and
-	// stdout for us. See [Guard].
-	Guard func() (stdin io.WriteCloser, stdout io.ReadCloser, err error)
+	// Guard starts the guard, which is to live on if we die. See [Guard].
+	Guard func() (*GuardProcess, error)
 
 	Log      *slog.Logger
 	Progress func(Progress) // nil: none
@@ -75,12 +74,13 @@ type Result struct {
 
 // ErrHeld says that the container stands still and that nobody knows whether it
 // runs on the other machine.
-var ErrHeld = errors.New("the container is paused: it may run on the other machine")
+var ErrHeld = errors.New("the container is paused here, as it may run on the other machine: " +
+	"a process of ours goes on asking, until a migrate-server there answers")
 
 // Migrate moves a container. If it fails the container goes on where it was, unless
 // the error is ErrHeld.
 func Migrate(ctx context.Context, src Source, o Options) (_ Result, err error) {
-	m := &source{src: src, o: o, id: newID(), begin: time.Now()}
+	m := &source{src: src, o: o, id: newID(), begin: time.Now(), relieve: func() error { return nil }}
 	if m.o.Downtime <= 0 {
 		m.o.Downtime = DefaultDowntime
 	}
@@ -94,8 +94,29 @@ func Migrate(ctx context.Context, src Source, o Options) (_ Result, err error) {
 	return m.result, err
 }
 
-// outgoing is where the source's checkpoints lie.
-func outgoing(work, id string) string { return filepath.Join(work, "from-here-"+id) }
+// outgoingPrefix is how the names of directories begin where a source's checkpoints
+// lie. Source and guard lock them, shared.
+const outgoingPrefix = "from-here-"
+
+func outgoing(work, id string) string { return filepath.Join(work, outgoingPrefix+id) }
+
+// sweepOutgoing removes what sources have left that died together with their
+// guards.
+func sweepOutgoing(work string) error {
+	list, err := filepath.Glob(filepath.Join(work, outgoingPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	var all error
+	for _, dir := range list {
+		lock, err := lockDir(dir, unix.LOCK_EX)
+		if err != nil {
+			continue // somebody needs it, or removes it
+		}
+		all = errors.Join(all, os.RemoveAll(dir), lock.Close())
+	}
+	return all
+}
 
 // source is the side from which a container goes.
 type source struct {
@@ -110,8 +131,11 @@ type source struct {
 	guard *guardLink
 	runs  bool // over there
 
+	relieve func() error // ends what standIn has begun
+
 	result Result
 	last   roundFigures
+	memory int64 // bytes that must be restored before the container goes on, about
 }
 
 // roundFigures are those of one round.
@@ -140,9 +164,11 @@ func (m *source) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(m.dir, 0o700); err != nil {
+	lock, err := m.place()
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	if m.guard, err = m.startGuard(); err != nil {
 		return errors.Join(err, os.RemoveAll(m.dir))
 	}
@@ -151,6 +177,20 @@ func (m *source) run(ctx context.Context) (err error) {
 		return err // the guard asks on
 	}
 	return errors.Join(err, m.end())
+}
+
+// place makes the directory for checkpoints.
+func (m *source) place() (lock *os.File, err error) {
+	if err := sweepOutgoing(m.o.Dir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(m.dir, 0o700); err != nil {
+		return nil, err
+	}
+	if lock, err = lockDir(m.dir, unix.LOCK_SH); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(m.dir))
+	}
+	return lock, nil
 }
 
 // survey finds what stands in the way before anything is sent.
@@ -162,7 +202,7 @@ func (m *source) survey(ctx context.Context) error {
 // end removes what lies here of the migration.
 func (m *source) end() error {
 	e := m.src.Engine()
-	return errors.Join(m.guard.done(), cr.StopFollowing(e.Root, e.ID), os.RemoveAll(m.dir))
+	return errors.Join(m.relieve(), m.guard.done(), cr.StopFollowing(e.Root, e.ID), os.RemoveAll(m.dir))
 }
 
 // dial connects to a listener.
@@ -295,7 +335,11 @@ func (m *source) round(ctx context.Context) (more bool, err error) {
 	}
 	m.result.Rounds++
 	m.result.Sent += now.bytes
+	if n == 0 && !m.o.Lazy {
+		m.memory = now.bytes
+	}
 	rate, downtime := expect(m.last, now)
+	downtime += time.Duration(float64(m.memory) / restoreRate * float64(time.Second))
 	m.log.Info("round", slog.Int("round", n+1), slog.Int64("bytes", now.bytes), slog.Duration("sent_in", now.sent),
 		slog.Int64("written_per_second", rate), slog.Duration("downtime", downtime))
 	m.report(Progress{Phase: "memory", Done: now.bytes, Total: now.bytes, Rate: rate, Downtime: downtime, Ended: true})
@@ -304,8 +348,12 @@ func (m *source) round(ctx context.Context) (more bool, err error) {
 	return more, nil
 }
 
-// launchTime is about how long a container without memory takes to be restored.
-const launchTime = 130 * time.Millisecond
+// About how long a container without memory takes to be restored, and how fast its
+// memory comes back: bytes a second.
+const (
+	launchTime  = 130 * time.Millisecond
+	restoreRate = 3 << 30
+)
 
 // little is what is sent sooner than another round is made.
 const little = 1 << 20
@@ -395,10 +443,22 @@ func (m *source) elsewhere(err error) error {
 	return fmt.Errorf("the container runs on %s, but here: %w", m.o.To, err)
 }
 
+// Bounds of how long the container stands still for somebody who does not answer.
+const (
+	readyTime = time.Minute      // for the other side to make it
+	goTime    = 15 * time.Second // to let it go; then it is asked on another connection
+)
+
 // handOver gives the container away: see the package's documentation. An error
 // lets it go on here.
 func (m *source) handOver(ctx context.Context, h *cr.Held) error {
+	if err := m.w.within(readyTime); err != nil {
+		return err
+	}
 	if err := m.ready(ctx); err != nil {
+		return err
+	}
+	if err := m.w.within(goTime); err != nil {
 		return err
 	}
 	if err := m.guard.hold(); err != nil {
@@ -430,6 +490,9 @@ func (m *source) handOver(ctx context.Context, h *cr.Held) error {
 	if err != nil {
 		return errors.Join(err, h.Thaw())
 	}
+	if err := m.w.within(0); err != nil {
+		m.log.Warn("the connection is of no use any more", slog.Any("err", err))
+	}
 	m.runs = true
 	m.result.PID, m.result.Downtime = answer.PID, time.Since(h.Since())
 	m.report(Progress{Phase: "running"})
@@ -449,6 +512,7 @@ func (m *source) ready(ctx context.Context) error {
 		return err
 	}
 	m.last.addr = s.addr
+	m.standIn(ctx)
 	ready, err := m.w.ask(message{Kind: kindFinal, Addr: s.addr, State: s.state}, kindReady)
 	if err != nil {
 		return err
@@ -463,8 +527,7 @@ func (m *source) after(ctx context.Context) error {
 	err := fault.Point("migrate-ended")
 	if m.o.Lazy {
 		m.report(Progress{Phase: "rest of the memory"})
-		stop := m.standIn(ctx)
-		if e := errors.Join(m.filled(ctx), stop()); e != nil {
+		if e := m.filled(ctx); e != nil {
 			err = errors.Join(err, fmt.Errorf("not all of its memory is known to be there: %w", e))
 		}
 	}
@@ -474,19 +537,18 @@ func (m *source) after(ctx context.Context) error {
 	return m.elsewhere(err)
 }
 
-// standIn serves the last checkpoint if the guard, which does it, dies. The caller
-// calls what it returns when nobody needs it any more.
-func (m *source) standIn(ctx context.Context) (stop func() error) {
+// standIn serves the last checkpoint if the guard, which does it, dies; until end.
+func (m *source) standIn(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() {
 		select {
-		case <-m.guard.gone():
+		case <-m.guard.ended:
 		case <-ctx.Done():
 			ended <- nil
 			return
 		}
-		m.log.Warn("the guard has died: its memory is served from here")
+		m.log.Warn("the guard has died: memory is served from here")
 		s, _, err := servePages(ctx, filepath.Join(m.dir, roundName(-1)), m.last.addr, m.o.Keys, m.log)
 		if err == nil {
 			<-ctx.Done()
@@ -494,7 +556,7 @@ func (m *source) standIn(ctx context.Context) (stop func() error) {
 		}
 		ended <- err
 	}()
-	return func() error {
+	m.relieve = func() error {
 		cancel()
 		return <-ended
 	}

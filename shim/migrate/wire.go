@@ -106,6 +106,15 @@ func (w *wire) until(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { _ = w.c.Close() }) //nolint:errcheck // the next read or write says it
 }
 
+// within bounds all that is sent and received from now on; 0: nothing does.
+func (w *wire) within(d time.Duration) error {
+	end := time.Time{}
+	if d > 0 {
+		end = time.Now().Add(d)
+	}
+	return w.c.SetDeadline(end)
+}
+
 // watchful sees to it that a connection that leads nowhere is found to be lost.
 func watchful(c net.Conn) error {
 	t, ok := c.(*net.TCPConn)
