@@ -117,7 +117,7 @@ func TestMigrateLazyDeaths(t *testing.T) {
 	for _, who := range []string{"source", "guard"} {
 		t.Run(who, func(t *testing.T) {
 			m := m.in(t)
-			m.writes(who, 256, "")
+			m.writes(who, 96, "")
 			m.serve()
 			cmd := m.command(who, nil, "--lazy-pages")
 			said := &strings.Builder{}
