@@ -67,19 +67,7 @@ func (m *mover) serve(env ...string) {
 	m.server = exec.Command(m.to.bins.Stasis, args...)
 	m.server.Env = append(os.Environ(), env...)
 	m.server.Stderr = &m.said
-	out, err := m.server.StdoutPipe()
-	if err != nil {
-		m.Fatal(err)
-	}
-	if err := m.server.Start(); err != nil {
-		m.Fatal(err)
-	}
-	line, err := bufio.NewReader(out).ReadString('\n')
-	addr, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
-	if err != nil || !ok {
-		m.Fatalf("the server says %q: %v", line, err)
-	}
-	m.addr = addr
+	m.addr = listening(m.T, m.server)
 }
 
 // stop ends the server, if there is one. Its sessions live on.

@@ -48,19 +48,25 @@ func (b *pageBox) serve() {
 	b.cmd = exec.Command(b.Engine.Save, "page-server", "--listen", b.addr,
 		"--cert", k.Cert, "--key", k.Key, "--ca", k.CA, b.served)
 	b.cmd.Stderr = &b.said
-	out, err := b.cmd.StdoutPipe()
+	b.addr = listening(b.T, b.cmd)
+}
+
+// listening starts a server, and returns the address that it says.
+func listening(t *testing.T, cmd *exec.Cmd) (addr string) {
+	t.Helper()
+	out, err := cmd.StdoutPipe()
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
-	if err := b.cmd.Start(); err != nil {
-		b.Fatal(err)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
 	addr, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
 	if err != nil || !ok {
-		b.Fatalf("the server says %q: %v", line, err)
+		t.Fatalf("the server says %q: %v", line, err)
 	}
-	b.addr = addr
+	return addr
 }
 
 // stop ends the page server and says how it ended.

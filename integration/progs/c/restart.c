@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#define WAIT_NS 2500000000LL
+#define WAIT_NS 1500000000LL
 
 static struct {
 	int fut[2], pipe[2], full[2], ep, ep_timed, listen, pair[2];
