@@ -273,6 +273,9 @@ func (f *frozen) stop(ctx context.Context, t *thread, nap time.Duration) error {
 	case err != nil:
 		return err
 	}
+	if regs, err := t.Regs(); err == nil { // whatever lets it go on next
+		f.c.calls.Stopped(t.TID, &regs)
+	}
 	switch stop.Kind {
 	case tracer.Interrupted:
 		t.stopped, t.signal = true, 0
@@ -457,9 +460,6 @@ func (f *frozen) detach(ctx context.Context, t *thread, end time.Time) error {
 	}
 	if t.gone {
 		return nil
-	}
-	if regs, err := t.Regs(); err == nil {
-		f.c.calls.Stopped(t.TID, &regs)
 	}
 	return t.Detach(0)
 }
