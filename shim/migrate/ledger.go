@@ -86,9 +86,13 @@ func openFile(ctx context.Context, work, id string) (_ *file, err error) {
 	return f, nil
 }
 
+// errUnknown is no answer: who asks had been told that its container is ready, so
+// that there must be an entry, here or in the directory of another server.
+var errUnknown = errors.New("no migration of that name has been here: is it the same --work-path?")
+
 // findFile takes the page of a migration when no session works on it any more.
-// Without a directory there is only the entry to read; without that the migration
-// has never come to anything here.
+// Without a directory there is only the entry to read; without that the error is
+// errUnknown.
 func findFile(ctx context.Context, work, id string) (*file, error) {
 	if !idForm.MatchString(id) {
 		return nil, fmt.Errorf("%q is no name of a migration: %w", id, errProtocol)
@@ -131,11 +135,11 @@ func lockDir(path string, how int) (*os.File, error) {
 func (f *file) read() error {
 	b, err := os.ReadFile(f.dir + entrySuffix)
 	if errors.Is(err, fs.ErrNotExist) {
-		f.entry = entry{Outcome: outcomeDropped, Why: "nothing of it is here"}
-		if f.lock != nil { // it had not come to that
-			f.entry = entry{}
+		f.entry = entry{}
+		if f.lock == nil {
+			return errUnknown
 		}
-		return nil
+		return nil // it had not come to that
 	}
 	if err != nil {
 		return err
@@ -203,7 +207,8 @@ func sweep(work string, now time.Time) (dead []string, err error) {
 			dead = append(dead, id)
 		default:
 			info, e := e.Info()
-			if e == nil && now.Sub(info.ModTime()) > entryKept {
+			_, open := os.Lstat(filepath.Join(work, id)) // then what it says is needed
+			if e == nil && errors.Is(open, fs.ErrNotExist) && now.Sub(info.ModTime()) > entryKept {
 				err = errors.Join(err, os.Remove(filepath.Join(work, id+entrySuffix)))
 			}
 		}

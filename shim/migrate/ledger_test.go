@@ -40,8 +40,8 @@ func must[T any](t *testing.T) func(T, error) T {
 
 func TestLedger(t *testing.T) {
 	work, id := filepath.Join(t.TempDir(), "a"), newID()
-	if f := must[*file](t)(findFile(t.Context(), work, id)); f.entry.Outcome != outcomeDropped || f.lock != nil {
-		t.Errorf("what nobody has heard of: %+v", f.entry)
+	if _, err := findFile(t.Context(), work, id); !errors.Is(err, errUnknown) {
+		t.Errorf("what nobody has heard of: %v", err)
 	}
 	f := must[*file](t)(openFile(t.Context(), work, id))
 	if st, err := os.Stat(f.dir); err != nil || st.Mode().Perm() != 0o700 {
@@ -65,6 +65,9 @@ func TestLedger(t *testing.T) {
 	}
 	if dead := must[[]string](t)(sweep(work, time.Now())); len(dead) != 1 || dead[0] != id {
 		t.Errorf("dead: %v", dead)
+	}
+	if must[[]string](t)(sweep(work, time.Now().Add(entryKept+time.Minute))); g.read() != nil || g.entry.Outcome != outcomeGoing {
+		t.Errorf("the entry of an unsettled migration is forgotten: %+v", g.entry)
 	}
 	if err := errors.Join(g.settle(outcomeRunning, 7, ""), g.empty(), g.close()); err != nil {
 		t.Fatal(err)

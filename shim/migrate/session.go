@@ -399,7 +399,7 @@ func (s *session) finish(ctx context.Context, tell bool) error {
 // any more runs, or is removed.
 func (s *session) resolve(ctx context.Context, id string) (err error) {
 	s.file = newFile(s.o.Dir, id)
-	if err := s.file.read(); err != nil {
+	if err := s.file.read(); err != nil && !errors.Is(err, errUnknown) {
 		return errors.Join(errUnsure, err)
 	}
 	early := s.ran() // whoever works on it still waits for its memory
@@ -408,7 +408,10 @@ func (s *session) resolve(ctx context.Context, id string) (err error) {
 			return err
 		}
 	}
-	if s.file, err = findFile(ctx, s.o.Dir, id); err != nil {
+	if s.file, err = findFile(ctx, s.o.Dir, id); errors.Is(err, errUnknown) {
+		return err
+	}
+	if err != nil {
 		return errors.Join(errUnsure, err)
 	}
 	defer func() { err = errors.Join(err, s.file.close()) }()
