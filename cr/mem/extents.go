@@ -50,20 +50,63 @@ func inSpans(list []*blob.Extent, spans []span) []*blob.Extent {
 	return out
 }
 
-// without returns the parts of spans that no extent of list covers.
-func without(spans []span, list []*blob.Extent) []span {
-	var out []span
-	i := 0
-	for _, s := range spans {
-		for i < len(list) && extentEnd(list[i]) <= s.start {
-			i++
+// joined returns the spans that the extents of list cover, of those only that
+// which takes; nil takes all.
+func joined(list []*blob.Extent, which func(*blob.Extent) bool) (out []span) {
+	for _, e := range list {
+		if which != nil && !which(e) {
+			continue
 		}
+		if n := len(out); n > 0 && out[n-1].end == e.Start {
+			out[n-1].end = extentEnd(e)
+			continue
+		}
+		out = append(out, span{start: e.Start, end: extentEnd(e)})
+	}
+	return out
+}
+
+// from returns the tail of spans that ends behind addr.
+func from(spans []span, addr uint64) []span {
+	i, _ := slices.BinarySearchFunc(spans, addr, func(s span, a uint64) int {
+		if s.end <= a {
+			return -1
+		}
+		return 1
+	})
+	return spans[i:]
+}
+
+// common returns what lies in spans of both lists.
+func common(a, b []span) (out []span) {
+	if len(a) == 0 || len(b) == 0 {
+		return nil
+	}
+	for a, b = from(a, b[0].start), from(b, a[0].start); len(a) > 0 && len(b) > 0; {
+		if start, end := max(a[0].start, b[0].start), min(a[0].end, b[0].end); start < end {
+			out = append(out, span{start: start, end: end})
+		}
+		if a[0].end < b[0].end {
+			a = a[1:]
+		} else {
+			b = b[1:]
+		}
+	}
+	return out
+}
+
+// except returns what of spans lies in none of cut.
+func except(spans, cut []span) (out []span) {
+	for _, s := range spans {
 		at := s.start
-		for j := i; j < len(list) && list[j].Start < s.end; j++ {
-			if list[j].Start > at {
-				out = append(out, span{start: at, end: list[j].Start})
+		for _, c := range from(cut, s.start) {
+			if c.start >= s.end {
+				break
 			}
-			at = max(at, extentEnd(list[j]))
+			if c.start > at {
+				out = append(out, span{start: at, end: c.start})
+			}
+			at = c.end
 		}
 		if at < s.end {
 			out = append(out, span{start: at, end: s.end})
@@ -81,7 +124,7 @@ func overlay(below, above []*blob.Extent) []*blob.Extent {
 	for _, e := range below {
 		seen = append(seen, span{start: e.Start, end: extentEnd(e)})
 	}
-	out := append(inSpans(below, without(seen, above)), above...)
+	out := append(inSpans(below, except(seen, joined(above, nil))), above...)
 	sortExtents(out)
 	return out
 }

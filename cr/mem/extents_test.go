@@ -80,10 +80,18 @@ func TestExtents(t *testing.T) {
 				t.Fatalf("inSpans: page %d is %v %v of %v in %v", p, got, ok, a, s)
 			}
 		}
-		out := pagesIn(without(s, a))
+		pu, cover := pagesIn(u), joined(a, nil)
+		out, meet, cut, sum, covered := pagesIn(except(s, u)), pagesIn(common(s, u)), pagesIn(except(s, cover)), pagesIn(union(s, u)), pagesIn(cover)
+		zeros := pagesIn(joined(a, func(e *blob.Extent) bool { return e.Chunk == zeroChunk }))
 		for p := range uint64(99) {
-			if _, covered := pa[p]; out[p] != (ps[p] && !covered) {
-				t.Fatalf("without: page %d of %v without %v", p, s, a)
+			w, is := pa[p]
+			for what, c := range map[string]struct{ got, want bool }{
+				"except": {out[p], ps[p] && !pu[p]}, "common": {meet[p], ps[p] && pu[p]}, "union": {sum[p], ps[p] || pu[p]},
+				"except joined": {cut[p], ps[p] && !is}, "joined": {covered[p], is}, "joined zeros": {zeros[p], is && w.chunk == zeroChunk},
+			} {
+				if c.got != c.want {
+					t.Fatalf("%s: page %d is %v, want %v; of %v and %v, %v", what, p, c.got, c.want, s, u, a)
+				}
 			}
 		}
 		both := overlay(a, b)
@@ -98,12 +106,6 @@ func TestExtents(t *testing.T) {
 			}
 			if w, is := got[p]; is != ok || w != want {
 				t.Fatalf("overlay: page %d is %v %v, want %v %v", p, w, is, want, ok)
-			}
-		}
-		joined := pagesIn(union(s, u))
-		for p := range uint64(99) {
-			if joined[p] != (ps[p] || pagesIn(u)[p]) {
-				t.Fatalf("union: page %d of %v and %v", p, s, u)
 			}
 		}
 	}

@@ -37,6 +37,7 @@ type Saver struct {
 	frames  []byte
 	shared  map[uint64]frameOwner // page frames that several address spaces may map
 	refs    []ref
+	before  []earlier
 	tasks   []*taskMemory
 
 	mu      sync.Mutex
@@ -55,6 +56,13 @@ type ref struct {
 	start uint64
 	pages uint32
 	from  frameOwner
+}
+
+// earlier are pages that a [Tracker] had saved before, wherever they are in base.
+type earlier struct {
+	list  *[]*blob.Extent
+	base  []*blob.Extent
+	clean []span
 }
 
 // job is one chunk's worth of pages.
@@ -163,10 +171,7 @@ func (s *Saver) rest(t *Tracker, pagemap *os.File, v *blob.VMA, mm *blob.MM, add
 		t.last = append(t.last, is.rest...)
 	}
 	mm.Huge = append(mm.Huge, is.huge...)
-	s.mu.Lock()
-	mm.Extents = append(mm.Extents, is.saved...)
-	s.extents[&mm.Extents] = struct{}{}
-	s.mu.Unlock()
+	s.before = append(s.before, earlier{&mm.Extents, t.base, is.clean})
 	for _, r := range is.rest {
 		if err := add(r); err != nil {
 			return err
@@ -230,6 +235,11 @@ func (s *Saver) Wait() error {
 	if err := errors.Join(s.pipe.end(), s.closeTasks()); err != nil {
 		return err
 	}
+	for _, e := range s.before {
+		*e.list = append(*e.list, savedIn(e.base, e.clean)...)
+		s.extents[e.list] = struct{}{}
+	}
+	s.before = nil
 	for list := range s.extents {
 		sortExtents(*list)
 	}

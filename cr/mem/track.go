@@ -33,12 +33,14 @@ type Tracker struct {
 	pagemap *os.File
 	watched []span
 
-	pass []*blob.Extent // where the pages of the pass that goes on are
-	base []*blob.Extent // where those of all passes before are
-	huge []*blob.Huge   // pages that were huge when they were protected first
-	full bool           // base has all that was present then, but for zeros
-	goOn bool           // it will be asked again after the process has been saved
-	last []span         // what was copied and protected when it was saved last
+	pass  []*blob.Extent // where the pages of the pass that goes on are
+	base  []*blob.Extent // where those of all passes before are; see setBase
+	known []span         // that base tells of
+	lost  []span         // those of them that could not be read
+	huge  []*blob.Huge   // pages that were huge when they were protected first
+	full  bool           // base has all that was present then, but for zeros
+	goOn  bool           // it will be asked again after the process has been saved
+	last  []span         // what was copied and protected when it was saved last
 }
 
 // Range is a range of addresses.
@@ -67,7 +69,8 @@ func AdoptTracker(pid int, uffd *os.File, watched []Range, base []*blob.Extent) 
 	if err != nil {
 		return nil, errors.Join(err, uffd.Close())
 	}
-	t := &Tracker{pid: pid, uffd: uffd, pagemap: pagemap, base: base, full: base != nil}
+	t := &Tracker{pid: pid, uffd: uffd, pagemap: pagemap, full: base != nil}
+	t.setBase(base)
 	for _, w := range watched {
 		t.watched = append(t.watched, span{start: w.Start, end: w.End})
 	}
@@ -85,8 +88,14 @@ func (t *Tracker) Discarded() {
 	for _, s := range union(t.last, nil) {
 		lost = append(lost, &blob.Extent{Start: s.start, Pages: uint32((s.end - s.start) / PageSize), Chunk: lostChunk})
 	}
-	t.base = overlay(t.base, lost)
+	t.setBase(overlay(t.base, lost))
 	t.last = nil
+}
+
+// setBase says where the pages of all passes are. What the container would have to
+// wait for is made of it now: a list of a million extents takes milliseconds.
+func (t *Tracker) setBase(base []*blob.Extent) {
+	t.base, t.known, t.lost = base, joined(base, nil), joined(base, func(e *blob.Extent) bool { return e.Chunk == lostChunk })
 }
 
 // File is the tracker's userfaultfd, which stays its own.
@@ -276,14 +285,14 @@ func (t *Tracker) hand(s *Saver, sharing bool, scan sys.PageScan, did func(bytes
 // Passed ends a pass: the pages that it handed over are saved.
 func (t *Tracker) Passed() {
 	sortExtents(t.pass)
-	t.base = overlay(t.base, t.pass)
+	t.setBase(overlay(t.base, t.pass))
 	t.pass = nil
 }
 
 // picture is what there is of a mapping.
 type picture struct {
-	saved []*blob.Extent // pages that a pass has saved as they are now
-	rest  []span         // those that must be copied
+	clean []span // pages that are as a pass has saved them, and others that are in rest, too
+	rest  []span // those that must be copied
 	huge  []*blob.Huge
 }
 
@@ -319,26 +328,11 @@ func (t *Tracker) split(pagemap *os.File, v *blob.VMA, vec []sys.PageRegion) (p 
 	if err != nil {
 		return p, err
 	}
-	clean = union(clean, outside(v, written))
+	clean = union(clean, except([]span{{start: v.Start, end: v.End}}, written))
 	if err := t.clean(&p, pagemap, clean, vec); err != nil {
 		return p, err
 	}
 	return p, t.splitHuge(&p, pagemap, v, vec)
-}
-
-// outside returns the parts of v that are in none of spans.
-func outside(v *blob.VMA, spans []span) (out []span) {
-	at := v.Start
-	for _, s := range spans {
-		if at < s.start {
-			out = append(out, span{start: at, end: s.start})
-		}
-		at = s.end
-	}
-	if at < v.End {
-		out = append(out, span{start: at, end: v.End})
-	}
-	return out
 }
 
 // dirty looks closely at spans: what is there and was written must be copied.
@@ -371,22 +365,15 @@ func (t *Tracker) dirty(p *picture, pagemap *os.File, spans []span, protect bool
 	return clean, nil
 }
 
-// clean finds where the pages in spans are, which were not written. What no pass
-// has saved is copied, if it is there at all.
+// clean notes spans, which were not written. What no pass has saved is copied, if
+// it is there at all.
 func (t *Tracker) clean(p *picture, pagemap *os.File, spans []span, vec []sys.PageRegion) error {
-	saved := inSpans(t.base, spans)
-	for _, e := range saved {
-		switch {
-		case inStore(e):
-			p.saved = append(p.saved, e)
-		case e.Chunk == lostChunk:
-			p.rest = append(p.rest, span{start: e.Start, end: extentEnd(e)})
-		}
-	}
+	p.clean = spans
+	p.rest = append(p.rest, common(t.lost, spans)...)
 	if t.full {
 		return nil
 	}
-	for _, s := range without(spans, saved) {
+	for _, s := range except(spans, t.known) {
 		scan := changed(s)
 		scan.Mask &^= sys.PageWritten
 		err := eachRegion(pagemap, scan, vec, func(r sys.PageRegion) error {
@@ -398,6 +385,11 @@ func (t *Tracker) clean(p *picture, pagemap *os.File, spans []span, vec []sys.Pa
 		}
 	}
 	return nil
+}
+
+// savedIn returns where the pages in spans are that a pass has put into the store.
+func savedIn(base []*blob.Extent, spans []span) []*blob.Extent {
+	return slices.DeleteFunc(inSpans(base, spans), func(e *blob.Extent) bool { return !inStore(e) })
 }
 
 // splitHuge notes the huge pages of v, also those that were split because they

@@ -284,7 +284,8 @@ func TestTrackerGoesOn(t *testing.T) {
 		if round%2 == 1 {
 			tracker.Discarded()
 		} else {
-			tracker.base, tracker.full = mm.Extents, true // as AdoptTracker has it
+			tracker.setBase(mm.Extents) // as AdoptTracker has it
+			tracker.full = true
 		}
 		ok(t, unix.Kill(pid, unix.SIGCONT))
 		for n := int64(0); n < 16*PageSize; { // it writes
