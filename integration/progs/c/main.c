@@ -145,13 +145,16 @@ void meeting_arrive(struct meeting *m)
 	close(m->fd[1]);
 }
 
+// The end of the pipe says that those who have arrived have closed it, too: what
+// is looked at next has nothing of it left.
 void meeting_wait(struct meeting *m, int n)
 {
 	char c;
+	close(m->fd[1]);
 	for (; n > 0; n--)
 		eq("meeting", read(m->fd[0], &c, 1), 1);
+	eq("end of the meeting", read(m->fd[0], &c, 1), 0);
 	close(m->fd[0]);
-	close(m->fd[1]);
 }
 
 static const struct prog *const tables[] = {
