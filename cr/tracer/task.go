@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/stasis-cr/stasis/cr/errs"
@@ -30,9 +31,15 @@ type Task struct {
 	stopped bool
 }
 
+// quiet is done before the first task is traced.
+var quiet = sync.OnceValue(sys.NoStopSignals)
+
 // Seize attaches to a running or job-control stopped task without stopping it.
 func Seize(tid, options int) (*Task, error) {
 	t := &Task{TID: tid, options: options}
+	if err := quiet(); err != nil {
+		return t, err
+	}
 	_, err := sys.Ptrace(sys.PtraceSeize, tid, 0, uintptr(options))
 	return t, t.wrap("seize", err)
 }
