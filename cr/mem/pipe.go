@@ -18,35 +18,85 @@ const poolSize = 64
 // wait, too.
 const queueSize = 64
 
-// pool lends buffers of ChunkSize bytes, poolSize at most. It makes them when
-// they are first needed and lends the one that came back last: its memory is
-// still in the cache.
+// smallJob is how many pages are few: the jobs of a container of many processes,
+// each with little left, share buffers.
+const smallJob = chunkPages / 8
+
+// pool lends buffers of ChunkSize bytes, poolSize at most, and pieces of them. It
+// makes them when they are first needed and lends the one that came back last: its
+// memory is still in the cache.
 type pool struct {
 	mu   sync.Mutex
-	free [][]byte
+	free []*buffer // nothing of them is lent
+	open *buffer   // lends pieces; nil: none does
 	made int
 }
 
-// take returns nil if all are lent.
-func (p *pool) take() []byte {
+type buffer struct {
+	b    []byte
+	lent int // loans of it
+	used int // bytes at its start that are lent, or were and are not free yet
+}
+
+// loan is memory that a pool has lent.
+type loan struct {
+	b  []byte
+	of *buffer
+}
+
+// take lends memory for so many pages. It says no if all is lent.
+func (p *pool) take(pages int) (loan, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if pages > smallJob {
+		b := p.whole()
+		if b == nil {
+			return loan{}, false
+		}
+		b.lent++
+		return loan{b.b, b}, true
+	}
+	size := pages * PageSize
+	if p.open == nil || p.open.used+size > len(p.open.b) {
+		b := p.whole()
+		if b == nil {
+			return loan{}, false
+		}
+		p.open = b
+	}
+	at := p.open.used
+	p.open.used += size
+	p.open.lent++
+	return loan{p.open.b[at:p.open.used:p.open.used], p.open}, true
+}
+
+// whole returns a buffer of which nothing is lent; nil if there is none.
+func (p *pool) whole() *buffer {
 	if n := len(p.free); n > 0 {
 		b := p.free[n-1]
 		p.free = p.free[:n-1]
+		return b
+	}
+	if b := p.open; b != nil && b.lent == 0 {
+		p.open = nil
 		return b
 	}
 	if p.made == poolSize {
 		return nil
 	}
 	p.made++
-	return make([]byte, ChunkSize)
+	return &buffer{b: make([]byte, ChunkSize)}
 }
 
-func (p *pool) give(b []byte) {
+func (p *pool) give(l loan) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.free = append(p.free, b)
+	if l.of.lent--; l.of.lent > 0 {
+		return
+	}
+	if l.of.used = 0; l.of != p.open {
+		p.free = append(p.free, l.of)
+	}
 }
 
 // lowestPriority is the nice value that gives way to all others.
@@ -194,12 +244,11 @@ func (p *pipe) nextRead() *job {
 	if len(p.queue) == 0 {
 		return nil
 	}
-	b := p.pool.take()
-	if b == nil {
+	j := p.queue[0]
+	var ok bool
+	if j.buf, ok = p.pool.take(j.pages); !ok {
 		return nil
 	}
-	j := p.queue[0]
-	j.buf = b
 	p.queue = p.queue[1:]
 	p.reading++
 	return j
@@ -211,7 +260,7 @@ func (p *pipe) done(j *job, err error) {
 	defer p.mu.Unlock()
 	if j.filled {
 		p.pool.give(j.buf)
-		j.buf = nil
+		j.buf = loan{}
 	} else {
 		p.reading--
 		p.full = append(p.full, j)

@@ -3,6 +3,7 @@ package mem
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"sync/atomic"
 	"testing"
@@ -33,7 +34,7 @@ func newFlow(t *testing.T, hurry bool) *flow {
 func (f *flow) addAll(t *testing.T, n int) {
 	t.Helper()
 	for range n {
-		if err := f.add(&job{}); err != nil {
+		if err := f.add(&job{pages: chunkPages}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -95,6 +96,60 @@ func TestNoHurry(t *testing.T) {
 	}
 }
 
+// TestPool lends and takes back at random: what is lent is nobody else's, there are
+// not more buffers than there may be, and small loans share them.
+func TestPool(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	p := &pool{}
+	lent := map[byte]loan{}
+	for i := range 5000 {
+		mark := byte(i)
+		if l, ok := lent[mark]; ok {
+			for _, b := range l.b {
+				if b != mark {
+					t.Fatalf("loan %d holds %d", mark, b)
+				}
+			}
+			p.give(l)
+			delete(lent, mark)
+		}
+		if r.IntN(4) == 0 {
+			continue
+		}
+		pages := 1 + r.IntN(smallJob)
+		if r.IntN(8) == 0 {
+			pages = chunkPages - r.IntN(chunkPages/2)
+		}
+		l, ok := p.take(pages)
+		if !ok {
+			continue
+		}
+		l.b = l.b[:pages*PageSize]
+		for i := range l.b {
+			l.b[i] = mark
+		}
+		lent[mark] = l
+		if p.made > poolSize {
+			t.Fatalf("%d buffers", p.made)
+		}
+	}
+	for _, l := range lent {
+		p.give(l)
+	}
+	for range poolSize {
+		if _, ok := p.take(chunkPages); !ok {
+			t.Fatalf("some of %d buffers did not come back", p.made)
+		}
+	}
+	few := &pool{}
+	for range poolSize {
+		few.take(1)
+	}
+	if few.made != 1 {
+		t.Errorf("%d buffers for %d pages", few.made, poolSize)
+	}
+}
+
 // TestPipeFails: an error on either side, or of the context, comes out
 // everywhere, nobody waits for ever, and all buffers come back.
 func TestPipeFails(t *testing.T) {
@@ -119,7 +174,7 @@ func TestPipeFails(t *testing.T) {
 			f.start(ctx)
 			var err error
 			for err == nil { // it must come to that
-				err = f.add(&job{})
+				err = f.add(&job{pages: chunkPages})
 			}
 			if !errors.Is(err, broken) {
 				t.Errorf("%s, hurry %v: add: %v", name, hurry, err)

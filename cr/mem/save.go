@@ -74,9 +74,9 @@ type job struct {
 	noteZero bool // zeros get an extent, of zeroChunk
 	list     *[]*blob.Extent
 
-	buf    []byte // lent by the pool; holds the pages once filled
-	filled bool   // read, and on its way to be written
-	plain  bool   // to be written uncompressed
+	buf    loan // holds the pages once filled
+	filled bool // read, and on its way to be written
+	plain  bool // to be written uncompressed
 }
 
 // NewSaver starts a saver that writes to store. The caller ends it with Wait or
@@ -303,7 +303,7 @@ func (b *batcher) flush() error {
 // fill reads a job's pages. Of one whose memory has gone nothing is left to keep
 // but that it was not read.
 func (s *Saver) fill(j *job) error {
-	raw := j.buf[:j.pages*PageSize]
+	raw := j.buf.b[:j.pages*PageSize]
 	err := j.src.read(raw, j.spans)
 	if errors.Is(err, errVanished) {
 		s.mu.Lock()
@@ -358,7 +358,7 @@ type packer struct {
 
 // pack drops pages of zeros, and those that the store has already.
 func pack(j *job, store *Store) (*packer, error) {
-	p := &packer{store: store, raw: j.buf[:j.pages*PageSize]}
+	p := &packer{store: store, raw: j.buf.b[:j.pages*PageSize]}
 	back := store.lend()
 	defer store.giveBack(back)
 	rest := p.raw

@@ -315,7 +315,7 @@ func FuzzPack(f *testing.F) {
 	f.Add([]byte{1, 0, 1, 2, 0, 0x81, 0x82}, false, true)
 	f.Fuzz(func(t *testing.T, marks []byte, keepZero, alone bool) {
 		marks = marks[:min(len(marks), 64)]
-		j := &job{buf: make([]byte, len(marks)*PageSize), pages: len(marks), alone: alone}
+		j := &job{buf: loan{b: make([]byte, len(marks)*PageSize)}, pages: len(marks), alone: alone}
 		want, kinds := map[uint64]byte{}, map[byte]bool{}
 		at := uint64(0)
 		for i, m := range marks {
@@ -327,7 +327,7 @@ func FuzzPack(f *testing.F) {
 			} else {
 				j.spans = append(j.spans, span{at, at + PageSize, keepZero})
 			}
-			j.buf[i*PageSize] = m & 0x7f
+			j.buf.b[i*PageSize] = m & 0x7f
 			if m&0x7f != 0 || keepZero {
 				want[at], kinds[m&0x7f] = m&0x7f, true
 			}

@@ -77,7 +77,7 @@ func packAll(t *testing.T, s *Store, jobs ...[]byte) []*packer {
 	t.Helper()
 	var out []*packer
 	for _, raw := range jobs {
-		j := &job{buf: bytes.Clone(raw), pages: len(raw) / PageSize, spans: []span{{end: uint64(len(raw))}}}
+		j := &job{buf: loan{b: bytes.Clone(raw)}, pages: len(raw) / PageSize, spans: []span{{end: uint64(len(raw))}}}
 		p, err := pack(j, s)
 		if err == nil && p.kept > 0 {
 			err = s.put(p.chunk, p.raw[:p.kept*PageSize])
@@ -133,7 +133,7 @@ func TestTwinsAreNotWaitedFor(t *testing.T) {
 	s := NewStore(tempFile(t), StoreOptions{})
 	page := noise(1, PageSize)
 	for range 2 {
-		p, err := pack(&job{buf: bytes.Clone(page), pages: 1, spans: []span{{end: PageSize}}}, s)
+		p, err := pack(&job{buf: loan{b: bytes.Clone(page)}, pages: 1, spans: []span{{end: PageSize}}}, s)
 		if err != nil || p.kept != 1 {
 			t.Errorf("%d pages kept, %v", p.kept, err)
 		}
@@ -165,7 +165,7 @@ func TestTwinOfADamagedPage(t *testing.T) {
 	if err := os.Truncate(f.Name(), 10); err != nil {
 		t.Fatal(err)
 	}
-	_, err := pack(&job{buf: bytes.Clone(page), pages: 1, spans: []span{{end: PageSize}}}, s)
+	_, err := pack(&job{buf: loan{b: bytes.Clone(page)}, pages: 1, spans: []span{{end: PageSize}}}, s)
 	if !errors.Is(err, errs.ErrCorrupt) {
 		t.Errorf("damaged: %v", err)
 	}
@@ -212,7 +212,7 @@ func BenchmarkPack(b *testing.B) {
 	b.SetBytes(ChunkSize)
 	for n := 0; b.Loop(); n++ {
 		at := n % different * ChunkSize
-		j := &job{buf: raw[at : at+ChunkSize], pages: chunkPages, spans: []span{{end: ChunkSize}}}
+		j := &job{buf: loan{b: raw[at : at+ChunkSize]}, pages: chunkPages, spans: []span{{end: ChunkSize}}}
 		if n%different == 0 {
 			store.twins, store.chunks = newTwins(), nil
 		}
