@@ -12,7 +12,7 @@ import (
 
 	"github.com/stasis-cr/stasis/cr/errs"
 	"github.com/stasis-cr/stasis/cr/sys"
-	"golang.org/x/sys/unix"
+	"github.com/stasis-cr/stasis/cr/tracer"
 )
 
 // findSlot finds a place for the stub. Slots that dead visits left behind stay
@@ -56,25 +56,53 @@ const (
 // settle lets a task that a dead visit left in its stub find its way home.
 func (v *Visitor) settle(ctx context.Context, s slots) error {
 	for try := range settleTries {
-		r, err := v.t.Regs()
-		if err != nil {
+		inStub, err := v.standsIn(s.stale)
+		if err != nil || !inStub {
 			return err
 		}
-		if !slices.ContainsFunc(s.stale, func(old staleSlot) bool { return within(old.at, r.Rip) }) {
-			return nil
-		}
-		if err := v.t.Cont(0); err != nil {
-			return err
-		}
-		nap := unix.NsecToTimespec(int64(settleNap) * int64(try))
-		if err := unix.Nanosleep(&nap, nil); err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		if _, err := v.t.Halt(ctx, v.opt.Bound); err != nil {
+		if err := v.runFor(ctx, settleNap*time.Duration(try), s.stale); err != nil {
 			return err
 		}
 	}
 	return fmt.Errorf("task %d does not leave the stub of a dead visit: %w", v.t.TID, errs.ErrTimeout)
+}
+
+// standsIn says whether the task is in one of these slots.
+func (v *Visitor) standsIn(stale []staleSlot) (bool, error) {
+	r, err := v.t.Regs()
+	return slices.ContainsFunc(stale, func(old staleSlot) bool { return within(old.at, r.Rip) }), err
+}
+
+// runFor lets a task run for a while and stops it again. One that job control has
+// stopped may have been asked twice to stop, by our seize and by our interrupt: then
+// it comes to rest at once, and to ask it once more would keep it there for ever. A
+// bell that a dead visit's stub rings is swallowed, as the visit would have done.
+func (v *Visitor) runFor(ctx context.Context, nap time.Duration, stale []staleSlot) error {
+	if err := v.t.Cont(0); err != nil {
+		return err
+	}
+	st, err := v.t.Wait(ctx, nap)
+	if errors.Is(err, errs.ErrTimeout) {
+		_, err = v.t.Halt(ctx, v.opt.Bound)
+		return err
+	}
+	if err != nil || st.Kind != tracer.Signal {
+		return err
+	}
+	sig := int(st.Signal)
+	inStub, err := v.standsIn(stale)
+	if err != nil {
+		return err
+	}
+	info, err := v.t.SigInfo()
+	if err != nil {
+		return err
+	}
+	if inStub && sigCode(info) == siTkill {
+		sig = 0
+	}
+	_, err = v.t.Deliver(ctx, sig, v.opt.Bound)
+	return err
 }
 
 // staleSlot is what a dead visit of a thread left behind.

@@ -99,6 +99,8 @@ func (v *Visitor) judge(st tracer.Stop, end int) (r unix.PtraceRegs, over bool, 
 // siTkill is SI_TKILL: sent to one thread by tgkill, as the bell is.
 const siTkill = -6
 
+func sigCode(info []byte) int32 { return int32(binary.NativeEndian.Uint32(info[8:])) }
+
 // hold keeps a guarded signal that is not our bell for Close to deliver. The
 // bell is told by where the task stands; a signal from elsewhere that arrived
 // just there and swallowed the bell, since standard signals don't queue, is told
@@ -111,8 +113,7 @@ func (v *Visitor) hold(atBell bool) error {
 	if err != nil {
 		return err
 	}
-	code := int32(binary.NativeEndian.Uint32(info[8:]))
-	if !atBell || code != siTkill {
+	if !atBell || sigCode(info) != siTkill {
 		v.held = info
 	}
 	return nil

@@ -166,6 +166,63 @@ func TestVisitStopped(t *testing.T) {
 	p.good()
 }
 
+// TestVisitStoppedKilled kills the engine in a process that job control has stopped.
+// The task may stand in the stub then until it is continued, but it can be visited,
+// and it goes on as if nothing had happened.
+func TestVisitStoppedKilled(t *testing.T) {
+	needRoot(t)
+	for _, point := range visitPoints() {
+		t.Run(point+"/many threads", func(t *testing.T) {
+			p := startReady(t, "idle")
+			visitStopped(t, p.cmd.Process, point)
+			if _, err := p.stdin.Write([]byte("\n")); err != nil {
+				t.Fatal(err)
+			}
+			p.good()
+		})
+		t.Run(point+"/mappings", func(t *testing.T) {
+			cmd := exec.Command("sleep", "60")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				_ = cmd.Process.Kill() // ours
+				_ = cmd.Wait()
+			})
+			pid := cmd.Process.Pid
+			until(t, "asleep", func() bool { return state(t, pid) == "S" })
+			before := maps(t, pid)
+			visitStopped(t, cmd.Process, point)
+			until(t, "mappings are as before", func() bool { return maps(t, pid) == before })
+			until(t, "asleep again", func() bool { return state(t, pid) == "S" })
+		})
+	}
+}
+
+// visitStopped stops a process and lets engines die in it at a point. Each time it can
+// be visited all the same. In the end it is continued.
+func visitStopped(t *testing.T, p *os.Process, point string) {
+	t.Helper()
+	lock(t)
+	stopped := func() bool { return state(t, p.Pid) == "T" }
+	if err := p.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "stopped", stopped)
+	for range 4 {
+		engine := startReady(t, "visit", fmt.Sprintf("%s=%d", pidEnv, p.Pid), fault.Env+"="+point+"=kill")
+		_ = engine.cmd.Wait() // killed
+		until(t, "stopped again", stopped)
+		if err := visitAll(t.Context(), p.Pid, 80); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "stopped again", stopped)
+	}
+	if err := p.Signal(unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // visitPoints are the steps of a visit.
 func visitPoints() []string {
 	return []string{
