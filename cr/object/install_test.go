@@ -71,6 +71,7 @@ func (k *table) do(c *remote.Call) {
 
 func (k *table) Push([]byte) (remote.Addr, error) { return 0, nil }
 func (k *table) Read(remote.Addr, []byte) error   { return nil }
+func (k *table) Write(remote.Addr, []byte) error  { return nil }
 func (k *table) Reset()                           {}
 
 // TestInstall puts random tables into place and looks where everything went.
@@ -153,5 +154,6 @@ func (s *self) Push(b []byte) (remote.Addr, error) {
 	return remote.Addr(uintptr(unsafe.Pointer(unsafe.SliceData(b)))), nil
 }
 
-func (s *self) Read(remote.Addr, []byte) error { return nil }
-func (s *self) Reset()                         { s.pushed = nil }
+func (s *self) Read(remote.Addr, []byte) error  { return nil }
+func (s *self) Write(remote.Addr, []byte) error { return nil }
+func (s *self) Reset()                          { s.pushed = nil }

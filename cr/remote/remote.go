@@ -45,6 +45,8 @@ type Caller interface {
 	Push(b []byte) (Addr, error)
 	// Read fills b from any readable memory of the task.
 	Read(at Addr, b []byte) error
+	// Write copies b to writable memory of the task.
+	Write(at Addr, b []byte) error
 	// Reset forgets what was pushed.
 	Reset()
 }

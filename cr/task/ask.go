@@ -33,6 +33,8 @@ type ask struct {
 	done func(ret uint64, out []byte) error
 	// may lists errors that are no failure; done is not called then.
 	may []unix.Errno
+	// mayFail: as if may listed all errors.
+	mayFail bool
 }
 
 // errnoOf tells a system call's error from its value.
@@ -43,77 +45,86 @@ func errnoOf(ret uint64) (unix.Errno, bool) {
 	return 0, false
 }
 
-// run makes all calls in one batch and hands out the answers.
+// run makes all calls in one batch and hands out the answers. What is lent for them
+// is one piece: first what the calls read, then room for what they write.
 func run(ctx context.Context, c remote.Caller, asks []ask) error {
 	if len(asks) == 0 {
 		return nil
 	}
 	defer c.Reset()
+	ins, size := layOut(asks, 0, func(a *ask) int { return len(a.in) })
+	read := size
+	outs, size := layOut(asks, size, func(a *ask) int { return a.out })
+	base, err := c.Push(make([]byte, size))
+	if err != nil {
+		return fmt.Errorf("%s: %w", asks[0].what, err)
+	}
 	calls := make([]remote.Call, len(asks))
-	outs := make([]remote.Addr, len(asks))
+	lent := make([]byte, read)
 	for i := range asks {
 		a := &asks[i]
 		calls[i] = remote.Call{NR: a.nr, Args: a.args}
 		if a.in != nil {
-			at, err := a.lend(c)
-			if err != nil {
-				return fmt.Errorf("%s: %w", a.what, err)
-			}
-			calls[i].Args[a.inArg] = uint64(at)
+			at := uint64(base) + uint64(ins[i])
+			calls[i].Args[a.inArg] = at
 			if a.alsoArg != 0 {
-				calls[i].Args[a.alsoArg] = uint64(at) + uint64(a.alsoAt)
+				calls[i].Args[a.alsoArg] = at + uint64(a.alsoAt)
+			}
+			copy(lent[ins[i]:], a.in)
+			if a.selfTo != 0 {
+				le.PutUint64(lent[ins[i]+a.selfAt:], at+uint64(a.selfTo))
 			}
 		}
 		if a.out > 0 {
-			at, err := c.Push(make([]byte, a.out))
-			if err != nil {
-				return fmt.Errorf("%s: %w", a.what, err)
-			}
-			outs[i] = at
-			calls[i].Args[a.outArg] = uint64(at)
+			calls[i].Args[a.outArg] = uint64(base) + uint64(outs[i])
 		}
+	}
+	if err := c.Write(base, lent); err != nil {
+		return err
 	}
 	if err := c.Batch(ctx, calls); err != nil {
 		return err
 	}
+	wrote := make([]byte, size-read)
+	if err := c.Read(base+remote.Addr(read), wrote); err != nil {
+		return err
+	}
 	for i := range asks {
-		if err := asks[i].answer(c, calls[i].Ret, outs[i]); err != nil {
-			return fmt.Errorf("%s: %w", asks[i].what, err)
+		a := &asks[i]
+		var out []byte
+		if a.out > 0 {
+			out = wrote[outs[i]-read:][:a.out:a.out]
+		}
+		if err := a.answer(calls[i].Ret, out); err != nil {
+			return fmt.Errorf("%s: %w", a.what, err)
 		}
 	}
 	return nil
 }
 
-// lend puts a.in into the task's memory; what selfTo points at goes first.
-func (a *ask) lend(c remote.Caller) (remote.Addr, error) {
-	if a.selfTo == 0 {
-		return c.Push(a.in)
+// lentAlign is that of what is lent.
+const lentAlign = 16
+
+// layOut gives each ask so many bytes as of says, from offset at on, and returns
+// where they are and where they end.
+func layOut(asks []ask, at int, of func(*ask) int) (where []int, end int) {
+	where = make([]int, len(asks))
+	for i := range asks {
+		where[i] = at
+		at += (of(&asks[i]) + lentAlign - 1) &^ (lentAlign - 1)
 	}
-	at, err := c.Push(a.in[a.selfTo:])
-	if err != nil {
-		return 0, err
-	}
-	head := slices.Clone(a.in[:a.selfTo])
-	le.PutUint64(head[a.selfAt:], uint64(at))
-	return c.Push(head)
+	return where, at
 }
 
-func (a *ask) answer(c remote.Caller, ret uint64, at remote.Addr) error {
+func (a *ask) answer(ret uint64, out []byte) error {
 	if errno, bad := errnoOf(ret); bad {
-		if slices.Contains(a.may, errno) {
+		if a.mayFail || slices.Contains(a.may, errno) {
 			return nil
 		}
 		return errno
 	}
 	if a.done == nil {
 		return nil
-	}
-	var out []byte
-	if a.out > 0 {
-		out = make([]byte, a.out)
-		if err := c.Read(at, out); err != nil {
-			return err
-		}
 	}
 	return a.done(ret, out)
 }

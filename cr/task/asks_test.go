@@ -40,7 +40,7 @@ func TestSetCreds(t *testing.T) {
 		clearAmbient          = "prctl 2f 4"
 		none                  = capsetLine + "0000000000000000"
 		all                   = capsetLine + "fb2504a8fb2504a8"
-		setGroups, noGroups   = "setgroups 2 &0a00000014000000", "setgroups 0 &00000000"
+		setGroups, noGroups   = "setgroups 2 &0a00000014000000", "setgroups 0 &0000000000000000"
 		dropNetBind, raiseAmb = "prctl 18 a", "prctl 2f 2 a"
 	)
 	for _, c := range []struct {
@@ -254,7 +254,7 @@ func TestThreadAndProcess(t *testing.T) {
 	said(t, setThreadAsks(&blob.Thread{
 		Comm: []byte("worker"), ClearTid: 0x50, TimerSlackNs: 0x60, RobustList: 0x70, RobustListLen: 24,
 		Rseq: &blob.RSeq{Address: 0x80, Size: 32, Signature: 0x53053053},
-	}), "prctl f &776f726b657200", "set_tid_address 50", "prctl 21 1", "prctl 1d 60", "set_robust_list 70 18", "rseq 80 20 0 53053053")
+	}), "prctl f &776f726b65720000", "set_tid_address 50", "prctl 21 1", "prctl 1d 60", "set_robust_list 70 18", "rseq 80 20 0 53053053")
 	said(t, setProcessAsks(&blob.Process{Personality: 0x40000, Fs: &blob.FS{Umask: 0o22}, NoThp: true, ChildSubreaper: true}),
 		"personality 40000", "umask 12", "prctl 29 1", "prctl 24 1")
 	said(t, dumpableAsk(&blob.Process{Dumpable: 2}))

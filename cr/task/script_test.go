@@ -189,7 +189,7 @@ func TestLendPointers(t *testing.T) {
 	if !slices.Equal(s.said, want) {
 		t.Errorf("%q, want %q", s.said, want)
 	}
-	head := s.mem[len(s.mem)-16:]
+	head := s.mem[len(s.mem)-32:]
 	tail := word(head, 1) - scriptBase
 	if word(s.mem[tail:], 0) != 3 || word(s.mem[tail:], 1) != 4 {
 		t.Errorf("the inner pointer leads to %x", s.mem[tail:tail+16])
