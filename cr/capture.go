@@ -19,6 +19,8 @@ import (
 	"github.com/stasis-cr/stasis/cr/fault"
 	"github.com/stasis-cr/stasis/cr/mem"
 	"github.com/stasis-cr/stasis/cr/object"
+	"github.com/stasis-cr/stasis/cr/procfs"
+	"github.com/stasis-cr/stasis/cr/remote"
 	"github.com/stasis-cr/stasis/cr/task"
 	"github.com/stasis-cr/stasis/namespaces"
 )
@@ -78,40 +80,161 @@ func newObjects(c *container, o *CheckpointOptions, pages object.ContentWriter, 
 	})
 }
 
-// all records the tasks on this thread, which traces them, and meanwhile the
-// namespaces on another.
-func (c *capturer) all(ctx context.Context, image *dir.Writer) error {
-	group, gctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return c.namespaces(gctx, image) })
-	err := c.tasks(ctx)
-	if err := errors.Join(err, group.Wait()); err != nil {
-		return err
-	}
-	return fault.Point("captured-namespaces")
+// taking is a process that is being recorded, from two sides at once: its threads
+// are asked by the one that traces them, while another looks at what /proc shows.
+type taking struct {
+	p   *process
+	rec *blob.Process
+	mm  *blob.MM // nil: a zombie
+
+	known   chan struct{} // closed when the mappings have been listed: a visit adds one for a while
+	vdso    remote.Range  // one of them
+	asked   int           // threads that have been asked
+	visited chan struct{} // closed when all have
 }
 
-func (c *capturer) tasks(ctx context.Context) error {
+// atOnce is how many threads are asked at a time. They run on other CPUs than we
+// do, so a few do to keep us busy.
+const atOnce = 4
+
+// all records the tasks on this thread, which traces them, and meanwhile what else
+// there is to know on others. Processes that job control has stopped are asked when
+// nothing else can go wrong, and one by one: if we die then, such a thread is only
+// put right when it is continued.
+func (c *capturer) all(ctx context.Context, image *dir.Writer) error {
 	c.facts()
-	for i, p := range c.f.processes {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
+	var takings []*taking
+	var running, stopped []visit
+	for _, p := range c.f.processes {
+		t := &taking{p: p, known: make(chan struct{}), visited: make(chan struct{})}
+		takings = append(takings, t)
+		for i := range p.threads {
+			if p.stopSignal == 0 {
+				running = append(running, visit{t, i})
+			} else {
+				stopped = append(stopped, visit{t, i})
+			}
 		}
-		if err := c.process(ctx, p, i == 0); err != nil {
-			return &errs.Error{Op: "capture", PID: int(c.pids[p.hostPID]), Err: err}
-		}
-		if err := fault.Point("captured-process"); err != nil {
-			return err
+	}
+	meanwhile, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	group, gctx := errgroup.WithContext(meanwhile)
+	group.Go(func() error { return c.namespaces(gctx, image) })
+	group.Go(func() error { return c.outside(gctx, takings) })
+	err := c.visits(gctx, running, atOnce)
+	if err != nil {
+		cancel(err)
+	}
+	if e := group.Wait(); err == nil || errors.Is(err, e) { // err may come of it
+		err = e
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.visits(ctx, stopped, 1); err != nil {
+		return err
+	}
+	for _, t := range takings {
+		c.img.Processes = append(c.img.Processes, t.rec)
+		if t.mm != nil {
+			c.img.MMs = append(c.img.MMs, t.mm)
 		}
 	}
 	if err := c.jobs(ctx); err != nil {
 		return err
 	}
+	c.img.Seccomp = c.filters.Record()
+	return fault.Point("captured-namespaces")
+}
+
+// visit is one thread of a process that is to be asked.
+type visit struct {
+	t *taking
+	i int
+}
+
+// visits asks threads, so many at a time.
+func (c *capturer) visits(ctx context.Context, all []visit, most int) error {
+	known := func(k int) bool { return closed(all[k].t.known) }
+	return remote.Together(len(all), most, known, func(k int, idle remote.Idle) error {
+		t, i := all[k].t, all[k].i
+		if err := await(ctx, t.known); err != nil {
+			return err
+		}
+		if err := c.thread(ctx, t, i, idle); err != nil {
+			return c.wrap(t, err)
+		}
+		if t.asked++; t.asked < len(t.p.threads) {
+			return nil
+		}
+		close(t.visited)
+		return fault.Point("captured-process")
+	})
+}
+
+func closed(done chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
+}
+
+func await(ctx context.Context, done chan struct{}) error {
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (c *capturer) thread(ctx context.Context, t *taking, i int, idle remote.Idle) (err error) {
+	o := task.ThreadOptions{Filters: c.filters, MM: t.mm, VDSO: t.vdso, Idle: idle}
+	init := t.p == c.f.processes[0] && i == 0
+	if init {
+		o.LastPID = &c.img.Container.NsLastPid
+	}
+	if err := task.CaptureThread(ctx, t.rec, i, t.p.threads[i], o); err != nil {
+		return err
+	}
+	if i == 0 {
+		c.img.Host.Xfeatures |= task.XFeatures(t.rec.Threads[0].Xstate)
+	}
+	if !init {
+		return nil
+	}
+	recordProfile(c.img.Container, c.f.c.spec, t.rec)
+	c.img.Container.Console, err = c.captureConsole(t.p)
+	return err
+}
+
+// outside reads what /proc shows of every process, and hands its memory to the
+// saver.
+func (c *capturer) outside(ctx context.Context, takings []*taking) error {
+	mms := uint32(0)
+	for i, t := range takings {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if !t.p.zombie {
+			mms++
+			t.mm = &blob.MM{Id: mms}
+		}
+		if err := c.process(ctx, t, i == 0); err != nil {
+			return c.wrap(t, err)
+		}
+	}
 	var err error
 	if c.img.Files, c.img.FDTables, err = c.objects.Finish(ctx); err != nil {
 		return err
 	}
-	c.img.Seccomp = c.filters.Record()
 	return fault.Point("captured-files")
+}
+
+func (c *capturer) wrap(t *taking, err error) error {
+	return &errs.Error{Op: "capture", PID: int(c.pids[t.p.hostPID]), Err: err}
 }
 
 // jobs asks the parents of stopped processes whether they know of the stop.
@@ -145,50 +268,56 @@ func (c *capturer) facts() {
 	}
 }
 
-func (c *capturer) process(ctx context.Context, p *process, init bool) error {
-	if p.zombie {
-		rec, err := task.CaptureZombie(p.hostPID)
-		if err != nil {
-			return err
-		}
-		rec.Ppid = c.pids[p.hostPPID]
-		c.img.Processes = append(c.img.Processes, rec)
-		return nil
-	}
-	ref := object.ProcRef{HostPID: p.hostPID, PID: int(c.pids[p.hostPID])}
-	mm := &blob.MM{Id: uint32(len(c.img.MMs) + 1)}
-	rec, err := task.CaptureProcess(ctx, p.hostPID, p.threads, c.filters, mm)
+func (c *capturer) process(ctx context.Context, t *taking, init bool) error {
+	p := t.p
+	stat, err := procfs.ReadStat(p.hostPID)
 	if err != nil {
 		return err
 	}
-	if init {
-		recordProfile(c.img.Container, c.f.c.spec, rec)
-		if c.img.Container.NsLastPid, err = task.LastPID(ctx, p.threads[0]); err != nil {
-			return err
-		}
-		if c.img.Container.Console, err = c.captureConsole(p); err != nil {
-			return err
-		}
-	} else {
-		rec.Ppid = c.pids[p.hostPPID]
+	if t.rec, err = task.Describe(p.hostPID, &p.status, &stat); err != nil {
+		return err
 	}
-	for _, t := range rec.Timers {
-		t.Tid = c.tids[int(t.Tid)]
+	if !init {
+		t.rec.Ppid = c.pids[p.hostPPID]
+	}
+	if p.zombie {
+		close(t.known)
+		return nil
+	}
+	for _, timer := range t.rec.Timers {
+		timer.Tid = c.tids[int(timer.Tid)]
 	}
 	if p.stopSignal != 0 {
-		rec.State, rec.StopSignal = blob.Process_STATE_STOPPED, uint32(p.stopSignal)
+		t.rec.State, t.rec.StopSignal = blob.Process_STATE_STOPPED, uint32(p.stopSignal)
 	}
-	if err := c.files(ctx, ref, rec); err != nil {
+	maps, err := c.flags.mappings(p.hostPID)
+	if err != nil {
 		return err
 	}
-	if err := c.memory(ctx, ref, mm); err != nil {
+	t.vdso = vdsoIn(maps)
+	t.rec.Threads = make([]*blob.Thread, len(p.threads))
+	close(t.known)
+	t.rec.Mm = t.mm.Id
+	ref := object.ProcRef{HostPID: p.hostPID, PID: int(c.pids[p.hostPID])}
+	if err := c.memory(ctx, ref, &stat, maps, t.mm); err != nil {
 		return err
 	}
-	rec.Mm = mm.Id
-	c.img.Host.Xfeatures |= task.XFeatures(rec.Threads[0].Xstate)
-	c.img.MMs = append(c.img.MMs, mm)
-	c.img.Processes = append(c.img.Processes, rec)
-	return nil
+	if init && p.stopSignal == 0 { // it is asked to open a file meanwhile
+		if err := await(ctx, t.visited); err != nil {
+			return err
+		}
+	}
+	return c.files(ctx, ref, t.rec)
+}
+
+// vdsoIn is where a process has its vdso; zero if it is not as the kernel made it.
+func vdsoIn(maps []procfs.SMap) (r remote.Range) {
+	for _, m := range maps {
+		if m.Name == "[vdso]" && m.Prot == unix.PROT_READ|unix.PROT_EXEC && r.Start == 0 {
+			r = remote.Range{Start: remote.Addr(m.Start), End: remote.Addr(m.End)}
+		}
+	}
+	return r
 }
 
 func (c *capturer) files(ctx context.Context, ref object.ProcRef, rec *blob.Process) (err error) {
@@ -202,12 +331,8 @@ func (c *capturer) files(ctx context.Context, ref object.ProcRef, rec *blob.Proc
 	return err
 }
 
-func (c *capturer) memory(ctx context.Context, ref object.ProcRef, mm *blob.MM) error {
-	maps, err := c.flags.mappings(ref.HostPID)
-	if err != nil {
-		return err
-	}
-	if err := describeMM(ctx, ref, maps, mm, c.objects, c.contents); err != nil {
+func (c *capturer) memory(ctx context.Context, ref object.ProcRef, stat *procfs.Stat, maps []procfs.SMap, mm *blob.MM) error {
+	if err := describeMM(ctx, ref, stat, maps, mm, c.objects, c.contents); err != nil {
 		return err
 	}
 	return c.saver.AddressSpace(ref.HostPID, mm, len(c.f.processes) > 1, c.pre.tracker(ref.HostPID))

@@ -178,25 +178,18 @@ func (f *frozen) seize(pid, tid int) (int, error) {
 	if f.attached[tid] != nil {
 		return 0, nil
 	}
-	zombie, err := isZombie(tid)
-	if zombie || vanished(err) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
 	t, err := tracer.Seize(tid, births)
 	switch {
 	case errors.Is(err, errs.ErrGone):
 		return 0, nil
 	case errors.Is(err, unix.EPERM):
-		if st, e := procfs.ReadStatus(tid); e == nil && st.TracerPID != 0 {
-			return 0, fmt.Errorf("pid %d is traced by process %d: end that first", containerPID(&st), st.TracerPID)
-		}
-		// A task that has ended since it was looked at answers the same
+		// A task that has ended and was not waited for answers the same
 		// (ptrace_attach in kernel/ptrace.c).
 		if zombie, e := isZombie(tid); zombie || vanished(e) {
 			return 0, nil
+		}
+		if st, e := procfs.ReadStatus(tid); e == nil && st.TracerPID != 0 {
+			return 0, fmt.Errorf("pid %d is traced by process %d: end that first", containerPID(&st), st.TracerPID)
 		}
 		return 0, err
 	case err != nil:

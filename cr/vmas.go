@@ -133,11 +133,7 @@ func surveyMappings(ctx context.Context, c *container, ref object.ProcRef, objec
 
 // describeMM records the address space of a stopped process, but for its pages
 // and the end of its heap, which only the process itself can tell.
-func describeMM(ctx context.Context, ref object.ProcRef, maps []procfs.SMap, mm *blob.MM, objects *object.Capture, store *contents) error {
-	st, err := procfs.ReadStat(ref.HostPID)
-	if err != nil {
-		return err
-	}
+func describeMM(ctx context.Context, ref object.ProcRef, st *procfs.Stat, maps []procfs.SMap, mm *blob.MM, objects *object.Capture, store *contents) (err error) {
 	mm.StartCode, mm.EndCode, mm.StartData, mm.EndData = st.StartCode, st.EndCode, st.StartData, st.EndData
 	mm.StartBrk, mm.StartStack = st.StartBrk, st.StartStack
 	mm.ArgStart, mm.ArgEnd, mm.EnvStart, mm.EnvEnd = st.ArgStart, st.ArgEnd, st.EnvStart, st.EnvEnd

@@ -95,9 +95,7 @@ func (r *trial) strike(was box.Look, state, point, mode string) bool {
 		r.pause()
 	}
 	spec := point + "=" + mode
-	// The second file is made beside the visits of tasks. A task that job control
-	// has stopped, and the engine dies in, is put right when it is continued (ADR 2).
-	if r.v.nth > 0 && point != "dir-create" {
+	if r.v.nth > 0 {
 		spec += "@" + strconv.Itoa(r.v.nth)
 	}
 	image := filepath.Join(r.TempDir(), "image")

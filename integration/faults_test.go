@@ -180,7 +180,9 @@ func victims() []victim {
 			python: true, counts: true, still: true, nth: 3,
 		},
 		{name: "large", args: []string{"/usr/bin/python3", "-c", writeAndCount}, python: true, counts: true, still: true},
-		{name: "stopped", args: []string{"/bin/cprogs", "stopped"}, checks: true, still: true, nth: 2},
+		// Init is visited first: a task that job control has stopped, and the engine
+		// dies in, is put right when it is continued, not at once (ADR 2).
+		{name: "stopped", args: []string{"/bin/cprogs", "stopped"}, checks: true, still: true},
 		{name: "restart", args: []string{"/bin/cprogs", "restart"}, checks: true},
 	}
 }

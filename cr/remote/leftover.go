@@ -41,8 +41,10 @@ func (v *Visitor) findSlot(ctx context.Context) (Addr, error) {
 			return old.at, nil
 		}
 	}
-	return 0, fmt.Errorf("task %d is not done with what dead visits left behind: %w", v.t.TID, errs.ErrUnsupported)
+	return 0, fmt.Errorf("task %d: %w", v.t.TID, errNoSlot)
 }
+
+var errNoSlot = fmt.Errorf("process is not done with what dead visits left behind: %w", errs.ErrUnsupported)
 
 // within says whether an address lies in a slot.
 func within(slot Addr, at uint64) bool { return at >= uint64(slot) && at < uint64(slot)+slotSize }

@@ -203,23 +203,23 @@ func detach(all []*tracer.Task) error {
 	return nil
 }
 
-// visitAll stops a process, visits each of its threads with a batch of calls,
-// and lets it go.
+// visitAll stops a process, visits its threads, three at a time unless job control
+// has stopped them, each with a batch of calls, and lets it go.
 func visitAll(ctx context.Context, pid, calls int) error {
 	all, err := halt(ctx, pid)
 	if err != nil {
 		return err
 	}
-	for _, task := range all {
-		if err = visitOne(ctx, task, calls); err != nil {
-			break
-		}
+	always, most := func(int) bool { return true }, 3
+	if all[0].Stopped() {
+		most = 1 // each that we die in would keep its slot
 	}
+	err = Together(len(all), most, always, func(i int, idle Idle) error { return visitOne(ctx, all[i], calls, idle) })
 	return errors.Join(err, detach(all))
 }
 
-func visitOne(ctx context.Context, task *tracer.Task, n int) error {
-	v, err := Visit(ctx, task, VisitOptions{})
+func visitOne(ctx context.Context, task *tracer.Task, n int, idle Idle) error {
+	v, err := Visit(ctx, task, VisitOptions{Idle: idle})
 	if err != nil {
 		return err
 	}

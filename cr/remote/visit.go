@@ -9,15 +9,18 @@ import (
 
 	"github.com/stasis-cr/stasis/cr/errs"
 	"github.com/stasis-cr/stasis/cr/fault"
+	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/tracer"
 	"golang.org/x/sys/unix"
 )
 
 // VisitOptions are what a visit may be told. The zero value is good.
 type VisitOptions struct {
-	Scratch int           // bytes of scratch memory; 0: 64 KiB
-	VDSO    Range         // where the vdso is, from FindVDSO; zero: look
-	Bound   time.Duration // longest wait for one batch; 0: 10 seconds
+	Scratch int            // bytes of scratch memory; 0: 64 KiB
+	VDSO    Range          // where the vdso is, from FindVDSO; zero: look
+	Status  *procfs.Status // of the thread, read since it is stopped; nil: look
+	Bound   time.Duration  // longest wait for one batch; 0: 10 seconds
+	Idle    Idle           // from [Together]; nil: the visit is the only one
 }
 
 const (
@@ -78,8 +81,8 @@ type Visitor struct {
 // task is in a ptrace stop whenever no method runs.
 //
 // Precondition: the task is stopped by [tracer.Task.Halt], or by a visit's
-// Close, and no other thread of its process is being visited. A signal in hand
-// would be dropped.
+// Close, and no other thread of its process is being visited but by [Together]. A
+// signal in hand would be dropped.
 //
 // [errs.ErrUnsupported]: the task runs 32-bit code, or has no vdso with room, or
 // no signal to spare.
@@ -114,13 +117,16 @@ func (v *Visitor) look(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if v.slot, err = v.findSlot(ctx); err != nil {
+	for v.slot, err = v.findSlot(ctx); errors.Is(err, errNoSlot) && v.idle(); {
+		v.slot, err = v.findSlot(ctx) // another visit may have left its own
+	}
+	if err != nil {
 		return err
 	}
 	if v.mask, err = v.t.SigMask(); err != nil {
 		return err
 	}
-	st, err := readStatus(v.t.TID)
+	st, err := v.status()
 	if err != nil {
 		return err
 	}
@@ -141,6 +147,20 @@ func (v *Visitor) look(ctx context.Context) (err error) {
 	}
 	return err
 }
+
+// status is what must be known of the thread's signals.
+func (v *Visitor) status() (status, error) {
+	if s := v.opt.Status; s != nil {
+		return status{
+			pending: s.SigPnd | s.ShdPnd, blocked: s.SigBlk, ignored: s.SigIgn, caught: s.SigCgt, seccomp: s.Seccomp != 0,
+		}, nil
+	}
+	return readStatus(v.t.TID)
+}
+
+// idle lets other visits go on while this one has to wait. It says whether there
+// are any.
+func (v *Visitor) idle() bool { return v.opt.Idle != nil && v.opt.Idle() }
 
 // cs64 is __USER_CS (arch/x86/include/asm/segment.h).
 const cs64 = 0x33

@@ -46,6 +46,7 @@ func (v *Visitor) runOn(ctx context.Context, end int) (unix.PtraceRegs, error) {
 
 // follow waits until a running task rings the bell at offset end.
 func (v *Visitor) follow(ctx context.Context, end int) (r unix.PtraceRegs, err error) {
+	v.idle()
 	for {
 		st, err := v.t.Wait(ctx, v.opt.Bound)
 		if err != nil {

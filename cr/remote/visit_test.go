@@ -114,7 +114,7 @@ func TestVisitKeepsMappings(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := visitOne(t.Context(), task, 300); err != nil {
+			if err := visitOne(t.Context(), task, 300, nil); err != nil {
 				t.Fatal(err)
 			}
 			regs2, err := task.Regs()
@@ -529,7 +529,7 @@ func BenchmarkVisit(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if err := visitOne(b.Context(), task, 80); err != nil {
+		if err := visitOne(b.Context(), task, 80, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -24,12 +24,11 @@ type Stopped struct {
 }
 
 // captureThread records one stopped thread. With leader set it also asks what
-// belongs to the whole process, into p and mm. The thread is left as it was,
-// but for a system call that only the stop interrupted, which begins again.
-func captureThread(ctx context.Context, s *Stopped, filters *Filters, p *blob.Process, mm *blob.MM, leader bool) (*blob.Thread, error) {
+// belongs to the whole process, into p and o.MM.
+func captureThread(ctx context.Context, s *Stopped, p *blob.Process, o ThreadOptions, leader bool) (*blob.Thread, error) {
 	th := &blob.Thread{Comm: []byte(s.Status.Name), Creds: credsOf(&s.Status), SeccompMode: uint32(s.Status.Seccomp)}
 	th.Tid = int32(innermost(s.Status.NSpid))
-	if err := captureOutside(s, th, filters); err != nil {
+	if err := captureOutside(s, th, o.Filters); err != nil {
 		return nil, err
 	}
 	if leader {
@@ -46,15 +45,22 @@ func captureThread(ctx context.Context, s *Stopped, filters *Filters, p *blob.Pr
 	}
 	asks := threadAsks(th)
 	if leader {
-		asks = append(asks, processAsks(p, mm)...)
+		asks = append(asks, processAsks(p, o.MM)...)
 		asks = append(asks, actionAsks(s.Status.SigCgt|s.Status.SigIgn, p)...)
 	}
-	return th, visit(ctx, s.Task, asks)
+	if leader && o.LastPID != nil {
+		last, err := lastPIDAsks(s.Status.TGID, o.LastPID)
+		if err != nil {
+			return nil, err
+		}
+		asks = append(last, asks...) // where there is no room for all in one batch, these are in one
+	}
+	return th, visit(ctx, s.Task, remote.VisitOptions{VDSO: o.VDSO, Status: &s.Status, Idle: o.Idle}, asks)
 }
 
 // visit runs asks inside a task that is left as it was.
-func visit(ctx context.Context, t *tracer.Task, asks []ask) (err error) {
-	v, err := remote.Visit(ctx, t, remote.VisitOptions{})
+func visit(ctx context.Context, t *tracer.Task, o remote.VisitOptions, asks []ask) (err error) {
+	v, err := remote.Visit(ctx, t, o)
 	if err != nil {
 		return err
 	}
@@ -127,53 +133,41 @@ func innermost(nspid []int) int {
 	return nspid[len(nspid)-1]
 }
 
-// CaptureProcess records a stopped process: threads, the leader first. What the
-// process's memory and files are is not recorded here.
-func CaptureProcess(ctx context.Context, hostPID int, threads []*Stopped, filters *Filters, mm *blob.MM) (*blob.Process, error) {
-	p, err := processOf(hostPID)
-	if err != nil {
-		return nil, err
-	}
-	for i, s := range threads {
-		th, err := captureThread(ctx, s, filters, p, mm, i == 0)
-		if err != nil {
-			return nil, &errs.Error{Obj: errs.Name(fmt.Sprintf("thread %d", innermost(s.Status.NSpid))), Err: err}
-		}
-		p.Threads = append(p.Threads, th)
-	}
-	return p, nil
+// ThreadOptions are what CaptureThread is told beside the thread.
+type ThreadOptions struct {
+	Filters *Filters     // takes the seccomp filters
+	MM      *blob.MM     // takes what only the process can tell of its memory
+	LastPID *int32       // takes the number that its pid namespace gave out last; nil: not asked for
+	VDSO    remote.Range // where the process has its vdso; zero: look
+	Idle    remote.Idle  // of [remote.Together]; may be nil
 }
 
-// CaptureZombie records a process that has ended and was not waited for.
-func CaptureZombie(hostPID int) (*blob.Process, error) {
-	p, err := processOf(hostPID)
-	if err != nil {
-		return nil, err
+// CaptureThread records thread i of p, which Describe has made; p.Threads has room
+// for it. The leader is the first, and its capture is begun before those of others:
+// it tells of the process, too. The thread is left as it was, but for a system call
+// that only the stop interrupted, which begins again.
+func CaptureThread(ctx context.Context, p *blob.Process, i int, s *Stopped, o ThreadOptions) (err error) {
+	if p.Threads[i], err = captureThread(ctx, s, p, o, i == 0); err != nil {
+		return &errs.Error{Obj: errs.Name(fmt.Sprintf("thread %d", innermost(s.Status.NSpid))), Err: err}
 	}
-	p.State = blob.Process_STATE_ZOMBIE
-	return p, nil
+	return nil
 }
 
-// processOf reads what /proc says of a process. Its place in the family is in
-// the container's numbers but for the parent, which the caller knows.
-func processOf(hostPID int) (*blob.Process, error) {
-	st, err := procfs.ReadStatus(hostPID)
-	if err != nil {
-		return nil, err
-	}
-	stat, err := procfs.ReadStat(hostPID)
-	if err != nil {
-		return nil, err
-	}
+// Describe records what /proc says of a process, which may be one that has ended
+// and was not waited for. Its place in the family is in the container's numbers
+// but for the parent, which the caller knows. What the process's memory and files
+// are is not recorded here.
+func Describe(hostPID int, st *procfs.Status, stat *procfs.Stat) (*blob.Process, error) {
 	p := &blob.Process{
 		Pid: int32(innermost(st.NSpid)), Pgid: int32(innermost(st.NSpgid)), Sid: int32(innermost(st.NSsid)),
-		Comm: []byte(st.Name), Creds: credsOf(&st), ExitSignal: uint32(stat.ExitSignal), ExitCode: uint32(stat.ExitCode),
+		Comm: []byte(st.Name), ExitSignal: uint32(stat.ExitSignal),
 	}
 	if st.State == 'Z' {
+		p.State, p.Creds, p.ExitCode = blob.Process_STATE_ZOMBIE, credsOf(st), uint32(stat.ExitCode)
 		return p, nil
 	}
-	p.Creds, p.ExitCode = nil, 0
 	p.Fs = &blob.FS{Umask: st.Umask}
+	var err error
 	if p.Args, err = argsOf(hostPID); err != nil {
 		return nil, err
 	}
