@@ -26,6 +26,7 @@ const PagesFile = "pages.img"
 // goes on as before and no image is left under a final name.
 func Checkpoint(ctx context.Context, o CheckpointOptions) (stats Stats, err error) {
 	runtime.LockOSThread() // every ptrace call comes from here; never unlocked
+	moreThreads()
 	begin := time.Now()
 	log := logger(o.Log)
 	o.LeaveRunning = o.LeaveRunning || o.PreDump

@@ -28,6 +28,7 @@ import (
 // exit status. On an error nothing is left of the container.
 func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 	runtime.LockOSThread() // every ptrace call comes from here; never unlocked
+	moreThreads()
 	begin := time.Now()
 	log := logger(o.Log)
 	gate, err := joinGate(&o)
