@@ -29,6 +29,7 @@ const (
 	precopyRounds = 6
 	precopyTwice  = 4 // a part of the memory is copied twice at most: one in so many bytes
 	precopySample = 20 * time.Millisecond
+	precopySpeed  = 128 << 20 // bytes for which another millisecond of it is worth while
 )
 
 // precopy saves the memory of a container while it runs, so that little is left
@@ -324,6 +325,12 @@ func (p *precopy) changed(ctx context.Context, store *mem.Store) error {
 	return err
 }
 
+// sampleTime is how long it is watched what is written: a small part of the time
+// that it takes to copy so many bytes.
+func sampleTime(size int64) time.Duration {
+	return min(time.Millisecond+time.Duration(size/precopySpeed)*time.Millisecond, precopySample)
+}
+
 // first saves what is not written all the time. It gives up when most of the
 // memory has been written before it was copied.
 func (p *precopy) first(ctx context.Context, store *mem.Store) (worth bool, err error) {
@@ -340,7 +347,7 @@ func (p *precopy) first(ctx context.Context, store *mem.Store) (worth bool, err 
 	select {
 	case <-ctx.Done():
 		return false, context.Cause(ctx)
-	case <-time.After(precopySample): // what is written by then is likely to be written again
+	case <-time.After(sampleTime(size)): // what is written by then is likely to be written again
 	}
 	errHot := errors.New("most of the memory is written all the time")
 	_, err = p.pass(ctx, store, fresh, func(t *mem.Tracker, s *mem.Saver, sharing bool) (int64, error) {

@@ -37,8 +37,15 @@ func see(mark uint64, at slot) seen { return seen{uint32(mark), at.chunk*chunkPa
 // same, and whoever asks compares the bytes. docs/adr/0007-page-store.md says
 // why. It is safe for concurrent use.
 type twins struct {
-	locks [twinLocks]sync.Mutex
+	locks [twinLocks]twinLock
 	sets  []twinSet
+}
+
+// twinLock has a cache line for itself: workers take one after the other of them,
+// for less time than it takes to bring a line from another CPU.
+type twinLock struct {
+	sync.Mutex
+	_ [56]byte
 }
 
 func newTwins() *twins { return &twins{sets: make([]twinSet, twinSets)} }
