@@ -138,23 +138,36 @@ func (p *Pages) Check(ctx context.Context, each func(i int, err error) error) er
 	})
 }
 
+// inARow is how many chunks a worker takes at a time at most. Neighbours are mostly
+// pages of neighbours in memory: two workers that fill them wait for the lock of one
+// page table.
+const inARow = 16
+
 // spread calls f for each of n chunks, by several workers that each have a buffer
 // of their own. The first error ends it.
 func spread(ctx context.Context, n int, f func(i int, buf []byte) error) error {
+	const turns = 4 // of each worker, so that they end at about the same time
 	group, ctx := errgroup.WithContext(ctx)
+	row := min(max(n/(workers()*turns), 1), inARow)
 	var next atomic.Int64
 	for range min(workers(), n) {
 		group.Go(func() error {
 			buf := make([]byte, ChunkSize)
-			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
-				if ctx.Err() != nil {
-					return context.Cause(ctx)
+			for {
+				end := int(next.Add(int64(row)))
+				first := end - row
+				if first >= n {
+					return nil
 				}
-				if err := f(i, buf); err != nil {
-					return err
+				for i := first; i < min(end, n); i++ {
+					if ctx.Err() != nil {
+						return context.Cause(ctx)
+					}
+					if err := f(i, buf); err != nil {
+						return err
+					}
 				}
 			}
-			return nil
 		})
 	}
 	return group.Wait()
