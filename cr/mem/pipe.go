@@ -11,8 +11,8 @@ import (
 )
 
 // poolSize is how many chunks a store keeps between being read and being
-// written: a constant, 64 MiB with what they hold.
-const poolSize = 64
+// written: a constant, 48 MiB with what they hold.
+const poolSize = 48
 
 // queueSize is how many jobs wait to be read before whoever finds more has to
 // wait, too.
