@@ -27,7 +27,6 @@ const (
 	precopySpace  = 4 << 20  // a process with less is left for the freeze
 	precopyRest   = 1 << 20  // what may be left: it is copied in less than a millisecond
 	precopyRounds = 6
-	precopyTwice  = 4 // a part of the memory is copied twice at most: one in so many bytes
 	precopySample = 20 * time.Millisecond
 	precopySpeed  = 128 << 20 // bytes for which another millisecond of it is worth while
 )
@@ -296,7 +295,7 @@ func (p *precopy) run(ctx context.Context, store *mem.Store, o *CheckpointOption
 		}
 		p.log.Info("copied while running", slog.Int("round", round), slog.Duration("took", time.Since(begin)),
 			slog.Int64("bytes", store.Size()), slog.Int64("written_since", left))
-		if twice += left; left <= precopyRest || twice > p.size/precopyTwice {
+		if twice += left; left <= precopyRest || twice > p.size { // no more than all of it again
 			return nil
 		}
 		took := time.Now()
