@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -213,6 +214,9 @@ func (c *capturer) thread(ctx context.Context, t *taking, i int, idle remote.Idl
 // outside reads what /proc shows of every process, and hands its memory to the
 // saver.
 func (c *capturer) outside(ctx context.Context, takings []*taking) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer hurry()()
 	mms := uint32(0)
 	for i, t := range takings {
 		if err := ctx.Err(); err != nil {
