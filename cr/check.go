@@ -75,7 +75,7 @@ func look(ctx context.Context, c *container, o *CheckpointOptions) ([]error, err
 		return nil, err
 	}
 	number := map[int]int{}
-	var tasks []int
+	var tasks, running []int
 	for _, pid := range pids {
 		st, err := procfs.ReadStatus(pid)
 		if vanished(err) {
@@ -92,11 +92,12 @@ func look(ctx context.Context, c *container, o *CheckpointOptions) ([]error, err
 		if err != nil && !vanished(err) {
 			return nil, err
 		}
-		tasks = append(tasks, tids...)
+		tasks, running = append(tasks, tids...), append(running, pid)
 		for _, tid := range tids {
 			c.calls.Look(pid, tid)
 		}
 	}
+	refusals = append(refusals, sharers(running, number)...)
 	refusals = append(refusals, namespaces.Check(ctx, c.initPID, tasks, c.spec)...)
 	objects := newObjects(c, o, noContents{}, func(host int) int { return number[host] }, true)
 	for _, pid := range pids {

@@ -41,6 +41,7 @@ func refusals() []refusal {
 		{name: "lock", word: "lock"},
 		{name: "packets", word: "o_direct"},
 		{name: "deadleader", word: "main thread has ended", c: true},
+		{name: "sharedvm", word: "shares its memory with pid", c: true},
 	}
 }
 

@@ -319,7 +319,33 @@ static void nextpid(char **argv)
 	eq("next pid", next, last + 1);
 }
 
+static int shared_vm_child(void *arg)
+{
+	*(volatile int *)arg = 1;
+	for (;;)
+		pause();
+	return 0;
+}
+
+// sharedvm is two processes with one memory.
+static void sharedvm(char **argv)
+{
+	(void)argv;
+	static char stack[65536] __attribute__((aligned(16)));
+	static volatile int told;
+	int status;
+	pid_t pid = must("clone", clone(shared_vm_child, stack + sizeof stack, CLONE_VM | SIGCHLD, (void *)&told));
+	while (!told)
+		sched_yield();
+	ready();
+	wait_go();
+	must("kill", kill(pid, SIGKILL));
+	eq("waitpid", waitpid(pid, &status, 0), pid);
+	eq("status", status, SIGKILL);
+}
+
 const struct prog task_progs[] = {
 	{ "tree", tree }, { "zombie", zombie }, { "stopped", stopped }, { "identity", identity },
-	{ "exes", exes }, { "other-exe", other_exe }, { "nextpid", nextpid }, { NULL, NULL },
+	{ "exes", exes }, { "other-exe", other_exe }, { "nextpid", nextpid },
+	{ "sharedvm", sharedvm }, { NULL, NULL },
 };
