@@ -90,13 +90,18 @@ type taking struct {
 
 	known   chan struct{} // closed when the mappings have been listed: a visit adds one for a while
 	vdso    remote.Range  // one of them
+	asking  int           // threads that are being asked
 	asked   int           // threads that have been asked
 	visited chan struct{} // closed when all have
 }
 
-// atOnce is how many threads are asked at a time. They run on other CPUs than we
-// do, so a few do to keep us busy.
-const atOnce = 4
+// How many threads are asked at a time. They run on other CPUs than we do, so a few
+// do to keep us busy. Each needs a slot in its process's vdso, of which there may be
+// no more than these.
+const (
+	atOnce          = 4
+	atOnceOfProcess = 2
+)
 
 // all records the tasks on this thread, which traces them, and meanwhile what else
 // there is to know on others. Processes that job control has stopped are asked when
@@ -156,12 +161,14 @@ type visit struct {
 
 // visits asks threads, so many at a time.
 func (c *capturer) visits(ctx context.Context, all []visit, most int) error {
-	known := func(k int) bool { return closed(all[k].t.known) }
-	return remote.Together(len(all), most, known, func(k int, idle remote.Idle) error {
+	ready := func(k int) bool { return closed(all[k].t.known) && all[k].t.asking < atOnceOfProcess }
+	return remote.Together(len(all), most, ready, func(k int, idle remote.Idle) error {
 		t, i := all[k].t, all[k].i
 		if err := await(ctx, t.known); err != nil {
 			return err
 		}
+		t.asking++
+		defer func() { t.asking-- }()
 		if err := c.thread(ctx, t, i, idle); err != nil {
 			return c.wrap(t, err)
 		}
