@@ -224,6 +224,9 @@ func (c *capturer) outside(ctx context.Context, takings []*taking) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer hurry()()
+	if err := c.sharers(); err != nil {
+		return err
+	}
 	mms := uint32(0)
 	for i, t := range takings {
 		if err := ctx.Err(); err != nil {
@@ -242,6 +245,18 @@ func (c *capturer) outside(ctx context.Context, takings []*taking) error {
 		return err
 	}
 	return fault.Point("captured-files")
+}
+
+// sharers refuses what has begun to share its memory since the survey.
+func (c *capturer) sharers() error {
+	var running []int
+	number := map[int]int{}
+	for _, p := range c.f.processes {
+		if number[p.hostPID] = int(c.pids[p.hostPID]); p.status.VMSize > 0 {
+			running = append(running, p.hostPID)
+		}
+	}
+	return errors.Join(sharers(running, number)...)
 }
 
 func (c *capturer) wrap(t *taking, err error) error {

@@ -92,7 +92,10 @@ func look(ctx context.Context, c *container, o *CheckpointOptions) ([]error, err
 		if err != nil && !vanished(err) {
 			return nil, err
 		}
-		tasks, running = append(tasks, tids...), append(running, pid)
+		tasks = append(tasks, tids...)
+		if st.VMSize > 0 { // else it has given its memory back already
+			running = append(running, pid)
+		}
 		for _, tid := range tids {
 			c.calls.Look(pid, tid)
 		}

@@ -17,7 +17,7 @@ import (
 // until it has executed a program: so does the freeze.
 func sharers(pids []int, number map[int]int) (refusals []error) {
 	sorted := slices.Clone(pids)
-	slices.SortFunc(sorted, func(a, b int) int { return orderOfMemory(a, b) })
+	slices.SortFunc(sorted, orderOfMemory)
 	for i := 1; i < len(sorted); i++ {
 		a, b := sorted[i-1], sorted[i]
 		if same, err := sys.Kcmp(a, b, sys.KcmpVM, 0, 0); err != nil || same != 0 || inVfork(a) || inVfork(b) {
