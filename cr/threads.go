@@ -12,6 +12,6 @@ const inLongCalls = 2
 // moreThreads lets the runtime run two goroutines more than there are CPUs for.
 // Those that copy memory spend their time in system calls of a third of a
 // millisecond: the runtime gives their place to others meanwhile, and they wait to
-// get it back, which took a fifth of a checkpoint and a sixth of a restore. It is a
+// get it back, which took an eighth of a checkpoint and a sixth of a restore. It is a
 // setting of the whole program.
 var moreThreads = sync.OnceFunc(func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + inLongCalls) })

@@ -181,22 +181,29 @@ func TestVisitStoppedKilled(t *testing.T) {
 			p.good()
 		})
 		t.Run(point+"/mappings", func(t *testing.T) {
-			cmd := exec.Command("sleep", "60")
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				_ = cmd.Process.Kill() // ours
-				_ = cmd.Wait()
-			})
-			pid := cmd.Process.Pid
-			until(t, "asleep", func() bool { return state(t, pid) == "S" })
-			before := maps(t, pid)
-			visitStopped(t, cmd.Process, point)
-			until(t, "mappings are as before", func() bool { return maps(t, pid) == before })
-			until(t, "asleep again", func() bool { return state(t, pid) == "S" })
+			p := sleeper(t)
+			before := maps(t, p.Pid)
+			visitStopped(t, p, point)
+			until(t, "mappings are as before", func() bool { return maps(t, p.Pid) == before })
+			until(t, "asleep again", func() bool { return state(t, p.Pid) == "S" })
 		})
 	}
+}
+
+// sleeper starts a program that maps nothing on its own, unlike Go's runtime, and
+// sleeps.
+func sleeper(t *testing.T) *os.Process {
+	t.Helper()
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // ours
+		_ = cmd.Wait()
+	})
+	until(t, "asleep", func() bool { return state(t, cmd.Process.Pid) == "S" })
+	return cmd.Process
 }
 
 // visitStopped stops a process and lets engines die in it at a point. Each time it can
@@ -307,16 +314,7 @@ func TestVisitKilledKeepsMappings(t *testing.T) {
 	needRoot(t)
 	lock(t)
 	for range 16 {
-		cmd := exec.Command("sleep", "60")
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			_ = cmd.Process.Kill() // ours
-			_ = cmd.Wait()
-		})
-		pid := cmd.Process.Pid
-		until(t, "asleep", func() bool { return state(t, pid) == "S" })
+		pid := sleeper(t).Pid
 		before, fds := maps(t, pid), descriptors(t, pid)
 		for range deaths {
 			killEngine(t, pid)
@@ -333,16 +331,7 @@ func TestVisitKilledKeepsMappings(t *testing.T) {
 // TestVisitFailedKeepsMappings makes each step of a visit fail.
 func TestVisitFailedKeepsMappings(t *testing.T) {
 	needRoot(t)
-	cmd := exec.Command("sleep", "60")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = cmd.Process.Kill() // ours
-		_ = cmd.Wait()
-	}()
-	pid := cmd.Process.Pid
-	until(t, "asleep", func() bool { return state(t, pid) == "S" })
+	pid := sleeper(t).Pid
 	before, fds := maps(t, pid), descriptors(t, pid)
 	for _, point := range visitPoints() {
 		engine := startReady(t, "visit", fmt.Sprintf("%s=%d", pidEnv, pid), fault.Env+"="+point+"=error")
@@ -364,16 +353,7 @@ func TestVisitFailedKeepsMappings(t *testing.T) {
 // program's: the program closes it.
 func TestVisitKilledLending(t *testing.T) {
 	needRoot(t)
-	cmd := exec.Command("sleep", "60")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = cmd.Process.Kill() // ours
-		_ = cmd.Wait()
-	}()
-	pid := cmd.Process.Pid
-	until(t, "asleep", func() bool { return state(t, pid) == "S" })
+	pid := sleeper(t).Pid
 	before, fds := maps(t, pid), descriptors(t, pid)
 	engine := startReady(t, "visit", fmt.Sprintf("%s=%d", pidEnv, pid), fault.Env+"=visit-lent=kill")
 	_ = engine.cmd.Wait() // it died

@@ -57,7 +57,7 @@ func run(ctx context.Context, c remote.Caller, asks []ask) error {
 	outs, size := layOut(asks, size, func(a *ask) int { return a.out })
 	base, err := c.Push(make([]byte, size))
 	if err != nil {
-		return fmt.Errorf("%s: %w", asks[0].what, err)
+		return fmt.Errorf("memory for %d calls: %w", len(asks), err)
 	}
 	calls := make([]remote.Call, len(asks))
 	lent := make([]byte, read)
