@@ -10,10 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/stasis-cr/stasis/cr/tracer"
 	"github.com/stasis-cr/stasis/integration/progs/box"
 )
 
@@ -232,6 +236,72 @@ func TestRestartAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRestartGoesOn restores a call that was about to go on after it had been
+// interrupted: the kernel has sent the thread back to the instruction, and it was
+// stopped again before it got there. As this is a matter of nanoseconds, the test
+// does what the kernel would do, to a process that job control has stopped.
+func TestRestartGoesOn(t *testing.T) {
+	if os.Geteuid() != 0 {
+		objectsNeed(t, "root")
+	}
+	progs, e := buildObjects(t), box.Engine{Runtime: objectRuntime(t), Save: objectEngine(t)}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	id := fmt.Sprintf("restart-goes-on-%d", os.Getpid())
+	b := startBox(ctx, t, t.TempDir(), id, e, progs, box.Config{Args: []string{"/bin/cprogs", "heap"}})
+	if err := box.Poll(ctx, func() (bool, error) { return stopGoingOn(ctx, b.PID) }); err != nil {
+		t.Fatal(err)
+	}
+	killAndRestore(ctx, t, b, object{})
+	if err := unix.Kill(b.PID, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Go(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// stopGoingOn stops a process, and says whether it did so in a call that goes on
+// by restart_syscall.
+func stopGoingOn(ctx context.Context, pid int) (found bool, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		return false, err
+	}
+	main, err := tracer.Seize(pid, 0)
+	if err != nil {
+		return false, err
+	}
+	for kind := tracer.Kind(0); kind != tracer.Group; {
+		stop, err := main.Wait(ctx, time.Second)
+		if err != nil {
+			return false, err
+		}
+		if kind = stop.Kind; kind == tracer.Signal {
+			if err := main.Cont(int(stop.Signal)); err != nil {
+				return false, err
+			}
+		}
+	}
+	regs, err := main.Regs()
+	if err != nil {
+		return false, err
+	}
+	const restartBlock, syscallLen = 516, 2
+	if found = int64(regs.Rax) == -restartBlock; found {
+		regs.Rax, regs.Rip = unix.SYS_RESTART_SYSCALL, regs.Rip-syscallLen
+		err = main.SetRegs(&regs)
+	}
+	if err := errors.Join(err, main.Detach(0)); err != nil {
+		return false, err
+	}
+	if !found {
+		err = unix.Kill(pid, unix.SIGCONT)
+	}
+	return found, err
 }
 
 // restoreLazy goes on at once, and the program checks itself while its memory is

@@ -36,8 +36,15 @@ func callOf(regs *unix.PtraceRegs) call {
 
 // Stopped notes the call of a thread that is about to go on from a stop.
 func (k Calls) Stopped(tid int, regs *unix.PtraceRegs) {
-	if int64(regs.Orig_rax) >= 0 && int64(regs.Rax) == eRestartBlock && regs.Orig_rax != unix.SYS_RESTART_SYSCALL {
-		k[tid] = callOf(regs)
+	if int64(regs.Orig_rax) < 0 || regs.Orig_rax == unix.SYS_RESTART_SYSCALL {
+		return
+	}
+	is := *regs
+	if is.Rax == unix.SYS_RESTART_SYSCALL { // or a call's answer, which does no harm
+		back(&is)
+	}
+	if int64(is.Rax) == eRestartBlock {
+		k[tid] = callOf(&is)
 	}
 }
 

@@ -21,7 +21,9 @@ const (
 	eRestartNoIntr     = -513
 	eRestartNoHand     = -514
 	eRestartBlock      = -516
-	syscallInsnLen     = 2 // 0f 05
+	eRestartBlockWord  = 1<<64 + eRestartBlock
+	syscallInsn        = "\x0f\x05"
+	syscallInsnLen     = uint64(len(syscallInsn))
 	rseqCSSize         = 32
 	maxInterruptRounds = 50
 )
@@ -39,10 +41,15 @@ var eintrCalls = []uint64{
 
 // settle makes the registers of a stopped thread ones that can be let go again
 // later, here or elsewhere: a call that the stop itself ended is begun again,
-// and a restartable sequence that was cut is aborted, as the kernel would do it
-// on the way back. deliverable says that a signal waits which will run a
-// handler: then an EINTR is the truth. It reports whether regs changed.
+// one that is about to go on is put back to where it was interrupted, and a
+// restartable sequence that was cut is aborted, as the kernel would do it on the
+// way back. deliverable says that a signal waits which will run a handler: then an
+// EINTR is the truth. It reports whether regs changed.
 func settle(regs *unix.PtraceRegs, deliverable bool, rs *blob.RSeq, mem func(at uint64, b []byte) error) (bool, error) {
+	if goesOn(regs, mem) {
+		back(regs)
+		return true, nil
+	}
 	if int64(regs.Orig_rax) >= 0 && int64(regs.Rax) == -int64(unix.EINTR) &&
 		!deliverable && slices.Contains(eintrCalls, regs.Orig_rax) {
 		again(regs)
@@ -56,6 +63,25 @@ func again(regs *unix.PtraceRegs) {
 	regs.Rax = regs.Orig_rax
 	regs.Orig_rax = ^uint64(0)
 	regs.Rip -= syscallInsnLen
+}
+
+// goesOn says whether the next thing that a thread does is to go on with a call that
+// had been interrupted: the kernel has sent it back to the instruction with the
+// number of restart_syscall, and it was stopped once more before it got there.
+// Another task's restart block knows nothing of the call, which would end with EINTR.
+func goesOn(regs *unix.PtraceRegs, mem func(uint64, []byte) error) bool {
+	insn := make([]byte, syscallInsnLen)
+	return regs.Rax == unix.SYS_RESTART_SYSCALL && mem(regs.Rip, insn) == nil && string(insn) == syscallInsn
+}
+
+// back undoes what the kernel did to the registers of such a thread
+// (arch_do_signal_or_restart in arch/x86/kernel/signal.c); it will do it again.
+func back(regs *unix.PtraceRegs) {
+	regs.Rax = eRestartBlockWord
+	regs.Rip += syscallInsnLen
+	if int64(regs.Orig_rax) < 0 { // an interrupt stopped it: the number is lost
+		regs.Orig_rax = unix.SYS_RESTART_SYSCALL
+	}
 }
 
 // abortSequence moves the instruction pointer to the abort handler if it stands

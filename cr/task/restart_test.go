@@ -51,6 +51,35 @@ func TestSettle(t *testing.T) {
 	}
 }
 
+// TestSettleGoesOn stops a thread that is about to go on with an interrupted call.
+func TestSettleGoesOn(t *testing.T) {
+	insn := map[uint64][]byte{0x1000: []byte(syscallInsn)}
+	stopped := unix.PtraceRegs{Orig_rax: unix.SYS_POLL, Rax: eRestartBlockWord, Rip: 0x1002}
+	goingOn := unix.PtraceRegs{Orig_rax: unix.SYS_POLL, Rax: unix.SYS_RESTART_SYSCALL, Rip: 0x1000}
+	lost, stoppedAgain := goingOn, stopped
+	lost.Orig_rax, stoppedAgain.Orig_rax = math.MaxUint64, unix.SYS_RESTART_SYSCALL
+	answered := unix.PtraceRegs{Orig_rax: unix.SYS_READ, Rax: unix.SYS_RESTART_SYSCALL, Rip: 0x1002}
+	for _, c := range []struct {
+		name     string
+		is, want unix.PtraceRegs
+	}{
+		{"on its way out of the kernel", goingOn, stopped},
+		{"in user mode", lost, stoppedAgain},
+		{"a read of as many bytes", answered, answered},
+	} {
+		regs := c.is
+		changed, err := settle(&regs, false, nil, memoryOf(insn))
+		if err != nil || changed != (c.is != c.want) || regs != c.want {
+			t.Errorf("%s: %v, %v, %+v", c.name, changed, err, regs)
+		}
+	}
+	k := Calls{}
+	k.Stopped(5, &goingOn)
+	if got := k.original(5, &stoppedAgain); got != unix.SYS_POLL {
+		t.Errorf("it is call %d", got)
+	}
+}
+
 func TestAbortSequence(t *testing.T) {
 	rs := &blob.RSeq{Address: 0x5000, Size: 32}
 	cs := u64s(0, 0x2000, 0x10, 0x3000)
