@@ -352,34 +352,56 @@ func (r *restorer) stopJobs(ctx context.Context) error {
 		if err := letGo(m); err != nil {
 			return err
 		}
-		if err := awaitStop(m.hostPID); err != nil {
+		if err := awaitStop(m.hostPID, reapBound); err != nil {
 			return err
 		}
 		if m.rec.StopIsNews {
 			return nil
 		}
 		parent := r.members[m.rec.Ppid]
-		_, err := parent.own.Call(ctx, unix.SYS_WAIT4, uint64(m.rec.Pid), 0, unix.WUNTRACED|unix.WNOHANG, 0)
+		got, err := parent.own.Call(ctx, unix.SYS_WAIT4, uint64(m.rec.Pid), 0, unix.WUNTRACED|unix.WNOHANG, 0)
+		if err == nil && got != uint64(m.rec.Pid) {
+			err = fmt.Errorf("its parent, pid %d, was not told", m.rec.Ppid)
+		}
 		return wrap("wait for the stop in its parent", err)
 	})
 }
 
-// awaitStop waits until a process is stopped by job control.
-func awaitStop(pid int) error {
-	for end := time.Now().Add(reapBound); time.Now().Before(end); {
-		st, err := procfs.ReadStat(pid)
-		if err != nil {
+// awaitStop waits until every thread of a process is stopped by job control: it is
+// the last that lets the parent know.
+func awaitStop(pid int, bound time.Duration) error {
+	for end := time.Now().Add(bound); time.Now().Before(end); {
+		stopped, err := allStopped(pid)
+		if err != nil || stopped {
 			return err
-		}
-		if st.State == 'T' {
-			return nil
 		}
 		nap := unix.NsecToTimespec(int64(100 * time.Microsecond))
 		if err := unix.Nanosleep(&nap, nil); err != nil && !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}
-	return fmt.Errorf("process %d did not stop within %v: %w", pid, reapBound, errs.ErrTimeout)
+	return fmt.Errorf("process %d did not stop within %v: %w", pid, bound, errs.ErrTimeout)
+}
+
+// allStopped says whether all threads of a process are stopped by job control. A
+// thread tells its parent after it is marked as stopped (do_signal_stop in
+// kernel/signal.c); the file "syscall" waits until it has left its CPU, or does not
+// say where it waits (task_current_syscall in lib/syscall.c).
+func allStopped(pid int) (bool, error) {
+	tids, err := threadsOf(pid)
+	if err != nil {
+		return false, err
+	}
+	for _, tid := range tids {
+		st, err := procfs.ReadStat(tid)
+		if err != nil || st.State != 'T' {
+			return false, err
+		}
+		if waits, err := procfs.ReadSyscall(pid, tid); err != nil || waits.Running {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // leave takes our memory out of every process and gives every thread its
