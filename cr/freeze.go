@@ -266,11 +266,18 @@ func (f *frozen) stop(ctx context.Context, t *thread, nap time.Duration) error {
 	case err != nil:
 		return err
 	}
-	if regs, err := t.Regs(); err == nil { // whatever lets it go on next
+	regs, err := t.Regs()
+	if err == nil { // whatever lets it go on next
 		f.c.calls.Stopped(t.TID, &regs)
 	}
 	switch stop.Kind {
 	case tracer.Interrupted:
+		if err == nil {
+			err = task.BeginAgain(t.Task, &regs)
+		}
+		if err != nil && !errors.Is(err, errs.ErrGone) && !vanished(err) {
+			return err
+		}
 		t.stopped, t.signal = true, 0
 	case tracer.Group:
 		t.stopped, t.signal = true, stop.Signal

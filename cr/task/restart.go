@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stasis-cr/stasis/cr/blob"
+	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/remote"
 	"github.com/stasis-cr/stasis/cr/tracer"
 )
@@ -50,8 +51,7 @@ func settle(regs *unix.PtraceRegs, deliverable bool, rs *blob.RSeq, mem func(at 
 		back(regs)
 		return true, nil
 	}
-	if int64(regs.Orig_rax) >= 0 && int64(regs.Rax) == -int64(unix.EINTR) &&
-		!deliverable && slices.Contains(eintrCalls, regs.Orig_rax) {
+	if ended(regs) && !deliverable {
 		again(regs)
 		return true, nil
 	}
@@ -63,6 +63,30 @@ func again(regs *unix.PtraceRegs) {
 	regs.Rax = regs.Orig_rax
 	regs.Orig_rax = ^uint64(0)
 	regs.Rip -= syscallInsnLen
+}
+
+// ended says whether a thread has just left a call of those that a stop ends.
+func ended(regs *unix.PtraceRegs) bool {
+	return int64(regs.Orig_rax) >= 0 && int64(regs.Rax) == -int64(unix.EINTR) && slices.Contains(eintrCalls, regs.Orig_rax)
+}
+
+// BeginAgain has a thread that an interrupt of ours has stopped, with these
+// registers, begin its system call again when it goes on, if it is one that the
+// stop has ended and no signal has that will run a handler.
+func BeginAgain(t *tracer.Task, regs *unix.PtraceRegs) error {
+	if !ended(regs) {
+		return nil
+	}
+	mask, err := t.SigMask()
+	if err != nil {
+		return err
+	}
+	st, err := procfs.ReadStatus(t.TID)
+	if err != nil || (st.SigPnd|st.ShdPnd)&^mask&st.SigCgt != 0 {
+		return err
+	}
+	again(regs)
+	return t.SetRegs(regs)
 }
 
 // goesOn says whether the next thing that a thread does is to go on with a call that
