@@ -116,17 +116,29 @@ func except(spans, cut []span) (out []span) {
 }
 
 // overlay returns the extents of both lists; where they overlap, those of above.
+// There may be a million of them while a container waits: what stays whole is not
+// copied.
 func overlay(below, above []*blob.Extent) []*blob.Extent {
-	if len(below) == 0 || len(above) == 0 {
-		return slices.Concat(below, above)
+	out := make([]*blob.Extent, 0, len(below)+len(above))
+	covered := uint64(0) // up to where above has been looked at
+	for _, b := range below {
+		at, end := max(b.Start, covered), extentEnd(b)
+		for ; len(above) > 0 && above[0].Start < end; above = above[1:] {
+			if above[0].Start > at {
+				out = append(out, part(b, span{start: at, end: above[0].Start}))
+			}
+			out = append(out, above[0])
+			covered = extentEnd(above[0])
+			at = max(at, covered)
+		}
+		switch {
+		case at == b.Start:
+			out = append(out, b)
+		case at < end:
+			out = append(out, part(b, span{start: at, end: end}))
+		}
 	}
-	seen := make([]span, 0, len(below))
-	for _, e := range below {
-		seen = append(seen, span{start: e.Start, end: extentEnd(e)})
-	}
-	out := append(inSpans(below, except(seen, joined(above, nil))), above...)
-	sortExtents(out)
-	return out
+	return append(out, above...)
 }
 
 // appendPage adds a page of a chunk that is none to the end of list.
