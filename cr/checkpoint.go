@@ -59,11 +59,11 @@ func Checkpoint(ctx context.Context, o CheckpointOptions) (stats Stats, err erro
 			log.Warn("the next checkpoint will be a full one", slog.Any("err", err))
 		}
 	}
-	stats.Frozen = s.frozen
+	stats.Frozen, stats.Held = s.frozen, s.pre.held
 	stats.count(img)
 	stats.ImageBytes, err = treeSize(o.ImageDir)
 	stats.Total = time.Since(begin)
-	log.Info("checkpointed", slog.Duration("frozen", stats.Frozen), slog.Duration("total", stats.Total),
+	log.Info("checkpointed", slog.Duration("frozen", stats.Frozen), slog.Duration("held_back", stats.Held), slog.Duration("total", stats.Total),
 		slog.Int("tasks", stats.Tasks), slog.Int("threads", stats.Threads),
 		slog.Int64("image_bytes", stats.ImageBytes), slog.Int64("pages_bytes", stats.PagesBytes))
 	return stats, err
@@ -162,6 +162,7 @@ func (s *still) picture(ctx context.Context, u *undo.Stack) (*frozen, *blob.Imag
 		saver := mem.NewSaver(ctx, s.store, mem.SaverOptions{Hurry: s.o.LeaveRunning})
 		s.saver = saver
 		u.Add(func(context.Context) error { return saver.Close() })
+		s.pre.letRun() // not for long
 		f, err := freeze(ctx, s.c, s.log)
 		if err != nil {
 			return nil, nil, err

@@ -439,16 +439,40 @@ func (f *frozen) release(ctx context.Context) error {
 	if f.was == cgroups.Frozen && !f.thawed {
 		end = time.Now() // no task comes to rest that is frozen: our own end lets it go
 	}
-	for _, t := range f.attached {
-		if t.gone {
-			continue
+	var lost []*thread
+	for _, rests := range []bool{true, false} { // nobody waits for one that does not rest
+		for _, t := range f.attached {
+			if t.gone || t.stopped != rests {
+				continue
+			}
+			switch err := f.detach(ctx, t, end); {
+			case errors.Is(err, errs.ErrGone):
+				lost = append(lost, t)
+			case err != nil:
+				all = errors.Join(all, err)
+			}
+			t.gone = true
 		}
-		if err := f.detach(ctx, t, end); err != nil && !errors.Is(err, errs.ErrGone) {
-			all = errors.Join(all, err)
-		}
-		t.gone = true
 	}
+	f.bury(ctx, lost)
 	return all
+}
+
+// bury takes the news of those that were killed while they were stopped: their
+// parents are told only then (wait_task_zombie in kernel/exit.c), and of a process
+// only after all of its threads. One that never came to rest may do so now.
+func (f *frozen) bury(ctx context.Context, lost []*thread) {
+	for _, leaders := range []bool{false, true} {
+		for _, t := range lost {
+			if (t.TID == t.pid) != leaders {
+				continue
+			}
+			if stop, err := t.Wait(ctx, stopNap); err == nil && stop.Kind != tracer.Gone {
+				err = t.Detach(int(stop.Signal))
+				f.log.Debug("let go late", slog.Int("tid", t.TID), slog.Any("err", err))
+			}
+		}
+	}
 }
 
 // detach lets a task go that comes to rest before end.

@@ -26,6 +26,7 @@ const (
 	precopyLeast  = 16 << 20 // a container with less is copied sooner than it is followed
 	precopySpace  = 4 << 20  // a process with less is left for the freeze
 	precopyRest   = 1 << 20  // what may be left: it is copied in less than a millisecond
+	precopyMost   = 8 << 20  // what may be left to a container that is not held back
 	precopyRounds = 6
 	precopySample = 20 * time.Millisecond
 	precopySpeed  = 128 << 20 // bytes for which another millisecond of it is worth while
@@ -37,6 +38,8 @@ type precopy struct {
 	spaces  map[int]*space // by host pid
 	sharing bool           // there are several processes
 	size    int64          // bytes of private memory that are followed
+	brake   *brake         // holds the container back; nil: it runs freely
+	held    time.Duration  // that the container has been held back
 	closing chan error     // of those that are closed behind the caller's back
 	log     *slog.Logger
 }
@@ -83,7 +86,7 @@ func startPrecopy(ctx context.Context, c *container, o *CheckpointOptions, befor
 	if err := fault.Point("precopy-followed"); err != nil || o.NoPrecopy || was == cgroups.Frozen || len(p.spaces) == 0 {
 		return p, err
 	}
-	return p, p.run(ctx, store, o)
+	return p, p.run(ctx, c, store, o)
 }
 
 // adopt takes over the trackers that a keeper has. From here on the keeper is
@@ -271,49 +274,87 @@ func (f *frozen) lendUserfault(ctx context.Context, pid int) (*os.File, error) {
 	return uffd, err
 }
 
-// run copies in rounds until what is left is little, or another round would not
-// make it much less.
-func (p *precopy) run(ctx context.Context, store *mem.Store, o *CheckpointOptions) error {
+// run copies in rounds until what is left is little. A container that writes faster
+// than it is copied is held back for the last of them.
+func (p *precopy) run(ctx context.Context, c *container, store *mem.Store, o *CheckpointOptions) error {
 	stop := o.watch(ctx, "memory, while the container runs", func() (int64, int64) { return store.Size(), p.size })
 	defer stop()
-	begin := time.Now()
 	if err := p.changed(ctx, store); err != nil {
 		return err
 	}
-	worth, err := p.first(ctx, store)
+	worth, err := p.first(ctx, c, store)
 	if err != nil || !worth {
 		return err
 	}
-	twice := int64(0)
+	left, err := p.rounds(ctx, store)
+	if err != nil || p.brake != nil || left <= precopyMost {
+		return err
+	}
+	p.holdBack(ctx, c)
+	_, err = p.rounds(ctx, store)
+	return err
+}
+
+// rounds copies what has been written since until little of it is left, or another
+// round would not pay. It returns how many bytes are left.
+func (p *precopy) rounds(ctx context.Context, store *mem.Store) (left int64, err error) {
+	if left, err = p.written(every); err != nil {
+		return 0, err
+	}
+	n, twice := p.size, int64(0)
 	for round := 1; round < precopyRounds; round++ {
 		if err := fault.Point("precopy-round"); err != nil {
-			return err
+			return 0, err
 		}
-		left, err := p.written(every)
-		if err != nil {
-			return err
+		if twice += left; left <= precopyRest || !p.pays(n, left) || twice > p.size { // no more than all of it again
+			break
+		}
+		begin := time.Now()
+		if n, err = p.pass(ctx, store, every, (*mem.Tracker).Pass); err != nil {
+			return 0, err
+		}
+		if left, err = p.written(every); err != nil {
+			return 0, err
 		}
 		p.log.Info("copied while running", slog.Int("round", round), slog.Duration("took", time.Since(begin)),
-			slog.Int64("bytes", store.Size()), slog.Int64("written_since", left))
-		if twice += left; left <= precopyRest || twice > p.size { // no more than all of it again
-			return nil
-		}
-		took := time.Now()
-		n, err := p.pass(ctx, store, every, (*mem.Tracker).Pass)
-		if err != nil {
-			return err
-		}
-		again, err := p.written(every)
-		if err != nil {
-			return err
-		}
-		if again > n/2 {
-			p.log.Info("another round would not pay", slog.Int64("bytes", n), slog.Int64("written_since", again),
-				slog.Duration("took", time.Since(took)))
-			return nil
+			slog.Int64("bytes", n), slog.Int64("written_since", left), slog.Bool("held_back", p.brake != nil))
+		if p.brake != nil && left > n/4 {
+			p.brake.harder()
 		}
 	}
-	return nil
+	return left, nil
+}
+
+// pays says whether it pays to copy what is left of n bytes that were copied. There
+// is another way for a container that runs freely, unless that is little anyway.
+func (p *precopy) pays(n, left int64) bool {
+	switch {
+	case p.brake != nil:
+		return left < n/4*3
+	case left <= precopyMost:
+		return left <= n/2
+	}
+	return left <= n/4
+}
+
+// holdBack lets the container run only now and then. It is safe to call again.
+func (p *precopy) holdBack(ctx context.Context, c *container) {
+	if p.brake == nil {
+		p.brake = startBrake(ctx, c, p.log)
+	}
+}
+
+// letRun ends what holds the container back. It is safe on nil, and to call again.
+func (p *precopy) letRun() {
+	if p == nil || p.brake == nil {
+		return
+	}
+	held, err := p.brake.end()
+	p.held += held
+	p.brake = nil
+	if err != nil { // if it matters, the freeze meets it, too
+		p.log.Warn("could not be held back", slog.Any("err", err))
+	}
 }
 
 // changed saves what was written since the parent.
@@ -330,9 +371,10 @@ func sampleTime(size int64) time.Duration {
 	return min(time.Millisecond+time.Duration(size/precopySpeed)*time.Millisecond, precopySample)
 }
 
-// first saves what is not written all the time. It gives up when most of the
-// memory has been written before it was copied.
-func (p *precopy) first(ctx context.Context, store *mem.Store) (worth bool, err error) {
+// first saves what is not written all the time. If most of the memory has been
+// written before it was copied, it gives up, or holds the container back where that
+// is likely to help.
+func (p *precopy) first(ctx context.Context, c *container, store *mem.Store) (worth bool, err error) {
 	fresh := func(s *space) bool { return !s.based }
 	size := int64(0)
 	for _, s := range p.spaces {
@@ -349,13 +391,21 @@ func (p *precopy) first(ctx context.Context, store *mem.Store) (worth bool, err 
 	case <-time.After(sampleTime(size)): // what is written by then is likely to be written again
 	}
 	errHot := errors.New("most of the memory is written all the time")
+	before := int64(0) // copied of other spaces
 	_, err = p.pass(ctx, store, fresh, func(t *mem.Tracker, s *mem.Saver, sharing bool) (int64, error) {
-		return t.First(s, sharing, func() error {
-			if written, err := p.written(fresh); err != nil || written > size/2 {
-				return errors.Join(err, errHot)
+		n, err := t.First(s, sharing, func(copied int64) error {
+			written, err := p.written(fresh)
+			switch {
+			case err != nil || written <= size/2:
+			case before+copied < size/4:
+				err = errHot
+			default:
+				p.holdBack(ctx, c)
 			}
-			return nil
+			return err
 		})
+		before += n
+		return n, err
 	})
 	if errors.Is(err, errHot) {
 		p.log.Info("the memory is copied while the container stands still", slog.String("why", errHot.Error()))
@@ -369,7 +419,7 @@ func every(*space) bool { return true }
 // pass lets the trackers of some spaces hand over pages and waits until they are
 // saved.
 func (p *precopy) pass(ctx context.Context, store *mem.Store, of func(*space) bool, hand func(*mem.Tracker, *mem.Saver, bool) (int64, error)) (int64, error) {
-	saver := mem.NewSaver(ctx, store, mem.SaverOptions{Background: true})
+	saver := mem.NewSaver(ctx, store, mem.SaverOptions{Background: p.brake == nil})
 	var bytes int64
 	err := p.each(func(s *space) error {
 		if !of(s) {
@@ -433,6 +483,7 @@ func (p *precopy) close() error {
 	if p == nil {
 		return nil
 	}
+	p.letRun()
 	var all error
 	for _, s := range p.spaces {
 		all = errors.Join(all, s.tracker.Close())

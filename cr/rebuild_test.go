@@ -2,9 +2,6 @@ package cr
 
 import (
 	"errors"
-	"io"
-	"os"
-	"os/exec"
 	"runtime"
 	"testing"
 	"time"
@@ -15,41 +12,10 @@ import (
 	"github.com/stasis-cr/stasis/cr/tracer"
 )
 
-// untilClosed has this test program run, with the threads that Go gives it, until
-// its input ends.
-const untilClosed = "STASIS_TEST_UNTIL_CLOSED"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(untilClosed) == "" {
-		os.Exit(m.Run())
-	}
-	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
-		os.Exit(1)
-	}
-}
-
 // TestAwaitStop: a process is stopped, and its parent knows, when the last thread
 // has stopped.
 func TestAwaitStop(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("missing: root, to trace processes")
-		}
-		t.Skip("missing: root, to trace processes")
-	}
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
-	cmd.Env = append(os.Environ(), untilClosed+"=1")
-	if _, err := cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	pid := cmd.Process.Pid
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
+	pid := start(t, waits).Process.Pid
 	tids, err := threadsOf(pid)
 	for err == nil && len(tids) < 2 {
 		tids, err = threadsOf(pid)

@@ -100,6 +100,9 @@ func TestSnapshot(t *testing.T) {
 			}
 		})
 	}
+	if s.rounds == rounds*len(allWriters()) && s.held == 0 {
+		t.Error("no program wrote so fast that it was held back")
+	}
 }
 
 // chained are the writers of TestSnapshotChain.
@@ -178,6 +181,8 @@ type snapshots struct {
 	engine  box.Engine
 	restore [][]string // flags of restore, which take turns
 	serial  int
+	rounds  int
+	held    int // rounds in which the program was held back
 }
 
 func newSnapshots(t *testing.T) *snapshots {
@@ -235,6 +240,13 @@ func (s *snapshots) round(ctx context.Context, t *testing.T, b *box.Box, w write
 	before := peek(t, b).newest(t)
 	if err := b.Checkpoint(ctx, r.image, append([]string{"--leave-running"}, r.save...)...); err != nil {
 		t.Fatalf("%s: %v\n%s\n%s", r.image, err, logErrors(r.image, "dump.log"), result(b))
+	}
+	log, err := os.ReadFile(filepath.Join(r.image, "dump.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.rounds++; !strings.Contains(string(log), " held_back=0s ") {
+		s.held++
 	}
 	writesOn(ctx, t, b)
 	if w.steady {

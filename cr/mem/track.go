@@ -222,19 +222,20 @@ func (t *Tracker) Protect() error {
 
 // First hands what was not written since Protect to s, and returns how many
 // bytes that are: what was written is likely to be written again. See [Tracker.Pass].
-// It asks goOn again and again whether to go on.
-func (t *Tracker) First(s *Saver, sharing bool, goOn func() error) (bytes int64, err error) {
+// It asks goOn again and again whether to go on, and tells it how many bytes that are
+// so far.
+func (t *Tracker) First(s *Saver, sharing bool, goOn func(bytes int64) error) (bytes int64, err error) {
 	const step = 64 << 20
-	asked := int64(0)
+	asked, so := int64(0), int64(0)
 	for _, w := range t.watched {
 		scan := changed(w)
 		scan.Inverted |= sys.PageWritten
 		n, err := t.hand(s, sharing, scan, func(n int64) error {
-			if asked += n; asked < step {
+			if so += n; so-asked < step {
 				return nil
 			}
-			asked = 0
-			return goOn()
+			asked = so
+			return goOn(so)
 		})
 		if bytes += n; err != nil {
 			return bytes, err

@@ -234,7 +234,7 @@ func TestTracker(t *testing.T) {
 			s := NewSaver(t.Context(), store, SaverOptions{Background: true})
 			if pass == 0 && round%3 == 0 {
 				err = tracker.Protect()
-				_, e := tracker.First(s, round%2 == 1, func() error { return nil })
+				_, e := tracker.First(s, round%2 == 1, func(int64) error { return nil })
 				err = errors.Join(err, e)
 			} else {
 				_, err = tracker.Pass(s, round%2 == 1)

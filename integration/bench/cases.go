@@ -193,7 +193,9 @@ func stored(z scale, procs int) []test {
 	redis := test{
 		name: named("redis", z.mib, procs), args: []string{"/bin/cprogs", "redis", strconv.Itoa(z.mib), strconv.Itoa(procs)},
 		files: []func(context.Context) ([]harness.File, error){redisFiles}, mib: 2 * z.mib, disk: true,
-		show: []figure{frozen, seen, lost, checkpoint, synced, image, restore, memory},
+		// What is lost of its work is not shown: it does four times as much when its
+		// client runs on the same CPU.
+		show: []figure{frozen, seen, checkpoint, synced, image, restore, memory},
 		goals: []goal{
 			{figure: seen, times: 20}, {figure: synced, times: 1 / 1.5}, {figure: image, times: 1 / 0.3}, engineMemory(),
 		},
