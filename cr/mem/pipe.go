@@ -118,6 +118,7 @@ type pipe struct {
 
 	mu      sync.Mutex
 	moved   *sync.Cond // something below has changed
+	short   *sync.Cond // the queue is half empty: whoever fills it is not woken up for each job
 	queue   []*job     // to be read, the first first
 	full    []*job     // to be written, the last first
 	reading int        // workers that read
@@ -128,7 +129,7 @@ type pipe struct {
 
 // start makes the workers.
 func (p *pipe) start(ctx context.Context) {
-	p.moved = sync.NewCond(&p.mu)
+	p.moved, p.short = sync.NewCond(&p.mu), sync.NewCond(&p.mu)
 	p.stop = context.AfterFunc(ctx, func() { p.fail(context.Cause(ctx)) })
 	for range workers() {
 		p.workers.Go(p.work)
@@ -143,20 +144,21 @@ func (p *pipe) fail(err error) {
 		p.err = err
 	}
 	p.moved.Broadcast()
+	p.short.Broadcast()
 }
 
 // add hands a job over.
 func (p *pipe) add(j *job) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for p.err == nil && len(p.queue) >= queueSize {
-		p.moved.Wait()
+	for wait := len(p.queue) >= queueSize; p.err == nil && wait; wait = len(p.queue) > queueSize/2 {
+		p.short.Wait()
 	}
 	if p.err != nil {
 		return p.err
 	}
 	p.queue = append(p.queue, j)
-	p.moved.Broadcast()
+	p.moved.Signal()
 	return nil
 }
 
@@ -249,7 +251,9 @@ func (p *pipe) nextRead() *job {
 	if j.buf, ok = p.pool.take(j.pages); !ok {
 		return nil
 	}
-	p.queue = p.queue[1:]
+	if p.queue = p.queue[1:]; len(p.queue) <= queueSize/2 {
+		p.short.Broadcast()
+	}
 	p.reading++
 	return j
 }
@@ -265,8 +269,9 @@ func (p *pipe) done(j *job, err error) {
 		p.reading--
 		p.full = append(p.full, j)
 	}
-	if p.err == nil {
+	if p.err == nil && err != nil {
 		p.err = err
+		p.short.Broadcast()
 	}
 	p.moved.Broadcast()
 }
