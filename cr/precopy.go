@@ -40,6 +40,7 @@ type precopy struct {
 	size    int64          // bytes of private memory that are followed
 	brake   *brake         // holds the container back; nil: it runs freely
 	held    time.Duration  // that the container has been held back
+	sampled int64          // bytes that were written in a moment; see sampleTime
 	closing chan error     // of those that are closed behind the caller's back
 	log     *slog.Logger
 }
@@ -326,7 +327,8 @@ func (p *precopy) rounds(ctx context.Context, store *mem.Store) (left int64, err
 }
 
 // pays says whether it pays to copy what is left of n bytes that were copied. There
-// is another way for a container that runs freely, unless that is little anyway.
+// is another way for a container that runs freely, unless that is little anyway: then
+// it must shrink to a quarter, and so it won't if as much is written in a moment.
 func (p *precopy) pays(n, left int64) bool {
 	switch {
 	case p.brake != nil:
@@ -334,7 +336,7 @@ func (p *precopy) pays(n, left int64) bool {
 	case left <= precopyMost:
 		return left <= n/2
 	}
-	return left <= n/4
+	return left <= n/4 && p.sampled < left/4
 }
 
 // holdBack lets the container run only now and then. It is safe to call again.
@@ -389,6 +391,9 @@ func (p *precopy) first(ctx context.Context, c *container, store *mem.Store) (wo
 	case <-ctx.Done():
 		return false, context.Cause(ctx)
 	case <-time.After(sampleTime(size)): // what is written by then is likely to be written again
+	}
+	if p.sampled, err = p.written(fresh); err != nil {
+		return false, err
 	}
 	errHot := errors.New("most of the memory is written all the time")
 	before := int64(0) // copied of other spaces
