@@ -27,12 +27,14 @@ type brake struct {
 	err   error         // likewise
 }
 
-// The slices of a brake.
+// The slices of a brake, and what it is good for.
 const (
 	brakeHold  = 12 * time.Millisecond  // the container stands still
 	brakeFree  = 4 * time.Millisecond   // it runs, at first
 	brakeLeast = time.Millisecond       // it runs in any case
 	brakeLook  = 500 * time.Microsecond // how often it is looked which threads have woken up
+
+	brakeHelps = 3 // times as much as is copied meanwhile may be written without it
 )
 
 // startBrake begins to hold back a running container. The caller calls end.

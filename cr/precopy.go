@@ -397,17 +397,24 @@ func (p *precopy) first(ctx context.Context, c *container, store *mem.Store) (wo
 	}
 	errHot := errors.New("most of the memory is written all the time")
 	before := int64(0) // copied of other spaces
+	last := struct{ copied, written int64 }{0, p.sampled}
 	_, err = p.pass(ctx, store, fresh, func(t *mem.Tracker, s *mem.Saver, sharing bool) (int64, error) {
 		n, err := t.First(s, sharing, func(copied int64) error {
+			copied += before
 			written, err := p.written(fresh)
+			if err != nil {
+				return err
+			}
+			more, news := copied-last.copied, written-last.written
+			last.copied, last.written = copied, written
 			switch {
-			case err != nil || written <= size/2:
-			case before+copied < size/4:
-				err = errHot
-			default:
+			case written > size/2 && copied < size/4 && p.brake == nil:
+				return errHot
+			case news > brakeHelps*more:
+			case written+news*(size-copied)/more > size/4: // in the end, if it goes on so
 				p.holdBack(ctx, c)
 			}
-			return err
+			return nil
 		})
 		before += n
 		return n, err
