@@ -16,9 +16,9 @@ import (
 )
 
 // A brake holds back a container that writes its memory faster than it can be
-// copied: its running threads are stopped most of the time, in slices that are too
-// short for anybody to take notice. What sleeps is left asleep, so that no timeout
-// begins anew. If we die, everything runs on, as after any ptrace stop.
+// copied: its running threads are stopped most of the time, in slices of
+// milliseconds. What sleeps is left asleep, so that no timeout begins anew. If we die,
+// everything runs on, as after any ptrace stop.
 type brake struct {
 	free  atomic.Int64  // nanoseconds that it runs between two slices
 	off   chan struct{} // closed: it is to end
@@ -84,8 +84,9 @@ func (b *brake) slice(ctx context.Context, c *container, log *slog.Logger) (err 
 		err = errors.Join(err, f.release(context.WithoutCancel(ctx)))
 		b.held += time.Since(f.since)
 	}()
-	for !closed(b.off) && time.Since(f.since) < brakeHold {
-		if err := f.stopRunning(ctx); err != nil {
+	over := func() bool { return closed(b.off) || time.Since(f.since) >= brakeHold }
+	for !over() {
+		if err := f.stopRunning(ctx, over); err != nil {
 			return err
 		}
 		nap := unix.NsecToTimespec(int64(brakeLook))
@@ -96,8 +97,9 @@ func (b *brake) slice(ctx context.Context, c *container, log *slog.Logger) (err 
 	return nil
 }
 
-// stopRunning stops the threads that run; one that takes long is waited for later.
-func (f *frozen) stopRunning(ctx context.Context) error {
+// stopRunning stops the threads that run, as far as it gets before it is over; one
+// that takes long is waited for later.
+func (f *frozen) stopRunning(ctx context.Context, over func() bool) error {
 	pids, err := f.members()
 	if err != nil {
 		return err
@@ -108,6 +110,9 @@ func (f *frozen) stopRunning(ctx context.Context) error {
 			return err
 		}
 		for _, tid := range tids {
+			if over() {
+				return nil
+			}
 			if st, err := procfs.ReadStat(tid); f.attached[tid] != nil || err != nil || st.State != 'R' {
 				continue
 			}
@@ -116,8 +121,8 @@ func (f *frozen) stopRunning(ctx context.Context) error {
 			}
 		}
 	}
-	for _, t := range f.attached {
-		if t.stopped || t.gone {
+	for _, t := range f.attached { // also those that rest: they may be killed
+		if t.gone {
 			continue
 		}
 		if err := f.stop(ctx, t, 0); err != nil && !errors.Is(err, errs.ErrGone) {

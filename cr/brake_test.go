@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
@@ -23,6 +24,7 @@ const (
 	asProgram = "STASIS_TEST_PROGRAM"
 	waits     = "waits"
 	works     = "works"
+	executes  = "executes"
 	holds     = "holds "
 )
 
@@ -37,6 +39,9 @@ func TestMain(m *testing.M) {
 			for {
 			}
 		}()
+	case executes:
+		go execute() // on another thread than the first
+		select {}
 	default:
 		pid, err := strconv.Atoi(program[len(holds):])
 		if err != nil {
@@ -53,19 +58,31 @@ func TestMain(m *testing.M) {
 	}
 }
 
+func execute() {
+	runtime.LockOSThread()
+	err := unix.Exec("/proc/self/exe", os.Args, os.Environ())
+	os.Exit(int(err.(unix.Errno)))
+}
+
 func holdBack(ctx context.Context, pid int) *brake {
 	return startBrake(ctx, &container{initPID: pid, calls: task.Calls{}}, slog.New(slog.DiscardHandler))
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatal("missing: root, to trace processes")
+	}
+	t.Skip("missing: root, to trace processes")
 }
 
 // start runs this test program as another until the test ends.
 func start(t *testing.T, program string) *exec.Cmd {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("missing: root, to trace processes")
-		}
-		t.Skip("missing: root, to trace processes")
-	}
+	needRoot(t)
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 	cmd.Env = append(os.Environ(), asProgram+"="+program)
 	if _, err := cmd.StdinPipe(); err != nil {
@@ -108,7 +125,7 @@ func free(t *testing.T, pid int) {
 		t.Fatal(err)
 	}
 	for _, tid := range tids {
-		if st, err := procfs.ReadStatus(tid); err != nil || st.TracerPID != 0 {
+		if st, err := procfs.ReadStatus(tid); !vanished(err) && (err != nil || st.TracerPID != 0) {
 			t.Errorf("thread %d is traced by %d: %v", tid, st.TracerPID, err)
 		}
 	}
@@ -154,6 +171,25 @@ func TestBrakeKilled(t *testing.T) {
 		t.Error("the holder was not killed")
 	}
 	free(t, pid)
+}
+
+// TestBrakeExec holds threads that take the number of another, their leader's, as
+// they execute a program.
+func TestBrakeExec(t *testing.T) {
+	pid := startExecutes(t)
+	b := holdBack(t.Context(), pid)
+	t.Cleanup(func() {
+		if _, err := b.end(); err != nil {
+			t.Error(err)
+		}
+	})
+	for range 50 {
+		until(t, pid, traced)
+		until(t, pid, 'R')
+	}
+	if _, err := b.end(); err == nil { // else see above
+		free(t, pid)
+	}
 }
 
 // TestBrakeGone: the process ends while it is held.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"strconv"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -24,6 +26,7 @@ const (
 	stopNap     = 2 * time.Millisecond   // for one task, before the others are tried
 	seizeBound  = 100 * time.Millisecond // a seize that takes longer waits for a frozen task
 	releaseWait = time.Second            // for all tasks that do not rest yet
+	seizeTries  = 10
 )
 
 // births are those that the kernel attaches for us while tasks are stopped
@@ -178,28 +181,72 @@ func (f *frozen) seize(pid, tid int) (int, error) {
 	if f.attached[tid] != nil {
 		return 0, nil
 	}
-	t, err := tracer.Seize(tid, births)
-	switch {
-	case errors.Is(err, errs.ErrGone):
-		return 0, nil
-	case errors.Is(err, unix.EPERM):
-		// A task that has ended and was not waited for answers the same
-		// (ptrace_attach in kernel/ptrace.c).
-		if zombie, e := isZombie(tid); zombie || vanished(e) {
+	for try := 1; ; try++ {
+		stop := reapMeanwhile(pid)
+		t, err := tracer.Seize(tid, births)
+		stop()
+		switch {
+		case errors.Is(err, errs.ErrGone):
 			return 0, nil
+		case errors.Is(err, unix.EPERM):
+			// A task that has ended and was not waited for answers the same
+			// (ptrace_attach in kernel/ptrace.c).
+			if zombie, e := isZombie(tid); zombie || vanished(e) {
+				return 0, nil
+			}
+			switch st, e := procfs.ReadStatus(tid); {
+			case e == nil && isOurs(st.TracerPID): // see executed
+				f.attached[tid] = &thread{Task: tracer.Attached(tid, nil), pid: pid}
+				return 1, nil
+			case e == nil && st.TracerPID != 0:
+				return 0, fmt.Errorf("pid %d is traced by process %d: end that first", containerPID(&st), st.TracerPID)
+			}
+			if try == seizeTries {
+				return 0, err
+			}
+			// It was a leader that had ended, and another thread has its number now.
+		case err != nil:
+			return 0, err
 		}
-		if st, e := procfs.ReadStatus(tid); e == nil && st.TracerPID != 0 {
-			return 0, fmt.Errorf("pid %d is traced by process %d: end that first", containerPID(&st), st.TracerPID)
+		f.attached[tid] = &thread{Task: t, pid: pid}
+		if err := t.Interrupt(); err != nil && !errors.Is(err, errs.ErrGone) {
+			return 0, err
 		}
-		return 0, err
-	case err != nil:
-		return 0, err
+		return 1, nil
 	}
-	f.attached[tid] = &thread{Task: t, pid: pid}
-	if err := t.Interrupt(); err != nil && !errors.Is(err, errs.ErrGone) {
-		return 0, err
+}
+
+// reapMeanwhile takes the news of dead threads of a process while one of its threads
+// is seized. If that one executes a program, the kernel lets us wait until it has
+// (ptrace_attach in kernel/ptrace.c), and it waits until we have taken the news of
+// the others (de_thread in fs/exec.c). Any thread of ours may do that.
+func reapMeanwhile(pid int) (stop func()) {
+	done := make(chan struct{})
+	late := time.AfterFunc(stopNap, func() {
+		for !closed(done) {
+			reapThreads(pid)
+			nap := unix.NsecToTimespec(int64(stopNap))
+			_ = unix.Nanosleep(&nap, nil) //nolint:errcheck // a shorter one is as good
+		}
+	})
+	return func() {
+		late.Stop()
+		close(done)
 	}
-	return 1, nil
+}
+
+// reapThreads takes the news of dead threads of a process, but for its leader, as far
+// as they are traced by us.
+func reapThreads(pid int) {
+	tids, err := threadsOf(pid)
+	if err != nil {
+		return
+	}
+	for _, tid := range tids {
+		if tid != pid {
+			_ = unix.Waitid(unix.P_PID, tid, nil, unix.WEXITED|unix.WNOHANG|unix.WALL, nil) //nolint:errcheck // it lives, or is not ours
+		}
+	}
 }
 
 // stopAll waits until every attached thread is stopped at a place from which it
@@ -232,6 +279,9 @@ func (f *frozen) stopAll(ctx context.Context, deadline time.Time) error {
 			if err := f.passVforks(waiting); err != nil {
 				return err
 			}
+			if err := f.passExecs(ctx, waiting); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -262,6 +312,7 @@ func (f *frozen) stop(ctx context.Context, t *thread, nap time.Duration) error {
 		return nil
 	case errors.Is(err, errs.ErrGone):
 		t.gone = true
+		f.executed(t)
 		return nil
 	case err != nil:
 		return err
@@ -296,8 +347,30 @@ func (f *frozen) stop(ctx context.Context, t *thread, nap time.Duration) error {
 	return nil
 }
 
+// executed is for a thread that is gone because one of its process has executed a
+// program: that one has the number of the leader from then on (execve(2) under
+// ptrace). It is followed there if it was attached, and else seized when the tree is
+// walked again.
+func (f *frozen) executed(t *thread) {
+	st, err := procfs.ReadStatus(t.pid)
+	switch leader := f.attached[t.pid]; {
+	case err != nil || st.State == 'Z' || leader != nil && !leader.gone:
+	case isOurs(st.TracerPID):
+		f.attached[t.pid] = &thread{Task: tracer.Attached(t.pid, t.Task), pid: t.pid}
+	default:
+		delete(f.attached, t.pid)
+	}
+}
+
+// isOurs says whether a tracer, of which the kernel tells the thread, is one of us.
+func isOurs(tracer int) bool {
+	_, err := os.Stat("/proc/self/task/" + strconv.Itoa(tracer))
+	return tracer != 0 && err == nil
+}
+
 // goOn passes a stop that is no place to rest at; the next one follows.
 func (f *frozen) goOn(t *thread, sig int) error {
+	t.stopped = false
 	err := t.Cont(sig)
 	if err == nil {
 		err = t.Interrupt()
@@ -348,6 +421,22 @@ func (f *frozen) passVforks(waiting []*thread) error {
 			}
 			child.stopped = false
 			if err := child.Cont(0); err != nil && !errors.Is(err, errs.ErrGone) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// passExecs takes the news of threads that were killed while they were stopped, for a
+// thread that executes a program waits until we have (de_thread in fs/exec.c).
+func (f *frozen) passExecs(ctx context.Context, waiting []*thread) error {
+	for _, w := range waiting {
+		for _, t := range f.attached {
+			if !t.stopped || t.gone || t.pid != w.pid {
+				continue
+			}
+			if err := f.stop(ctx, t, 0); err != nil {
 				return err
 			}
 		}
@@ -439,13 +528,18 @@ func (f *frozen) release(ctx context.Context) error {
 	if f.was == cgroups.Frozen && !f.thawed {
 		end = time.Now() // no task comes to rest that is frozen: our own end lets it go
 	}
-	var lost []*thread
-	for _, rests := range []bool{true, false} { // nobody waits for one that does not rest
+	// Nobody waits for one that does not rest; the last look is for those that were
+	// followed to another number in the one before.
+	var leaders []*thread
+	for _, rests := range []bool{true, false, false} {
+		var lost []*thread
 		for _, t := range f.attached {
 			if t.gone || t.stopped != rests {
 				continue
 			}
 			switch err := f.detach(ctx, t, end); {
+			case errors.Is(err, errs.ErrGone) && t.TID == t.pid:
+				leaders = append(leaders, t)
 			case errors.Is(err, errs.ErrGone):
 				lost = append(lost, t)
 			case err != nil:
@@ -453,24 +547,22 @@ func (f *frozen) release(ctx context.Context) error {
 			}
 			t.gone = true
 		}
+		f.bury(ctx, lost)
 	}
-	f.bury(ctx, lost)
+	f.bury(ctx, leaders)
 	return all
 }
 
 // bury takes the news of those that were killed while they were stopped: their
-// parents are told only then (wait_task_zombie in kernel/exit.c), and of a process
-// only after all of its threads. One that never came to rest may do so now.
+// parents are told only then (wait_task_zombie in kernel/exit.c), and a thread that
+// executes a program waits for it. That of a leader comes after those of all its
+// threads. One that never came to rest may do so now.
 func (f *frozen) bury(ctx context.Context, lost []*thread) {
-	for _, leaders := range []bool{false, true} {
-		for _, t := range lost {
-			if (t.TID == t.pid) != leaders {
-				continue
-			}
-			if stop, err := t.Wait(ctx, stopNap); err == nil && stop.Kind != tracer.Gone {
-				err = t.Detach(int(stop.Signal))
-				f.log.Debug("let go late", slog.Int("tid", t.TID), slog.Any("err", err))
-			}
+	end := time.Now().Add(releaseWait)
+	for _, t := range lost {
+		if stop, err := t.Wait(ctx, time.Until(end)); err == nil && stop.Kind != tracer.Gone {
+			err = t.Detach(int(stop.Signal))
+			f.log.Debug("let go late", slog.Int("tid", t.TID), slog.Any("err", err))
 		}
 	}
 }
