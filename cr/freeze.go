@@ -50,6 +50,7 @@ type frozen struct {
 	was       cgroups.FreezerState
 	since     time.Time
 	attached  map[int]*thread // by tid
+	lost      bool            // one of them has another's number, who was not attached
 	processes []*process      // parents before children
 	thawed    bool
 	released  bool // the container is no longer ours to pause
@@ -107,6 +108,7 @@ func (f *frozen) stopMembers(ctx context.Context) (err error) {
 	}()
 	deadline := time.Now().Add(freezeBound)
 	for round := 0; ; round++ {
+		f.lost = false
 		found, err := f.seizeAll()
 		if err != nil {
 			return err
@@ -125,7 +127,7 @@ func (f *frozen) stopMembers(ctx context.Context) (err error) {
 		if err := f.stopAll(ctx, deadline); err != nil {
 			return err
 		}
-		if found == 0 && round > 0 {
+		if found == 0 && round > 0 && !f.lost {
 			break
 		}
 	}
@@ -359,6 +361,7 @@ func (f *frozen) executed(t *thread) {
 		f.attached[t.pid] = &thread{Task: tracer.Attached(t.pid, t.Task), pid: t.pid}
 	default:
 		delete(f.attached, t.pid)
+		f.lost = true
 	}
 }
 
