@@ -25,6 +25,7 @@ const (
 	waits     = "waits"
 	works     = "works"
 	executes  = "executes"
+	untilTime = "STASIS_TEST_UNTIL" // with it: seconds since 1970
 	holds     = "holds "
 )
 
@@ -60,6 +61,9 @@ func TestMain(m *testing.M) {
 
 func execute() {
 	runtime.LockOSThread()
+	if end, err := strconv.ParseInt(os.Getenv(untilTime), 10, 64); err != nil || time.Now().Unix() > end {
+		os.Exit(1) // whoever began it has gone
+	}
 	err := unix.Exec("/proc/self/exe", os.Args, os.Environ())
 	os.Exit(int(err.(unix.Errno)))
 }

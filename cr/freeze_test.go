@@ -1,12 +1,15 @@
 package cr
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,7 +26,8 @@ func startExecutes(t *testing.T) (pid int) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", `"$0" >/dev/null 2>&1 & echo $!`, self)
-	cmd.Env = append(os.Environ(), asProgram+"="+executes)
+	end := time.Now().Add(time.Minute).Unix()
+	cmd.Env = append(os.Environ(), asProgram+"="+executes, untilTime+"="+strconv.FormatInt(end, 10))
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatal(err)
@@ -32,7 +36,7 @@ func startExecutes(t *testing.T) (pid int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			t.Error(err)
 		}
 	})
