@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"github.com/opencontainers/cgroups"
-	"golang.org/x/sys/unix"
 
 	"github.com/stasis-cr/stasis/cr/errs"
 	"github.com/stasis-cr/stasis/cr/procfs"
+	"github.com/stasis-cr/stasis/cr/sys"
 )
 
 // A brake holds back a container that writes its memory faster than it can be
@@ -89,10 +89,7 @@ func (b *brake) slice(ctx context.Context, c *container, log *slog.Logger) (err 
 		if err := f.stopRunning(ctx, over); err != nil {
 			return err
 		}
-		nap := unix.NsecToTimespec(int64(brakeLook))
-		if err := unix.Nanosleep(&nap, nil); err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
+		sys.Nap(brakeLook)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/stasis-cr/stasis/cr/object"
 	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/remote"
+	"github.com/stasis-cr/stasis/cr/sys"
 	"github.com/stasis-cr/stasis/cr/task"
 	"github.com/stasis-cr/stasis/namespaces"
 )
@@ -375,10 +376,7 @@ func awaitStop(pid int, bound time.Duration) error {
 		if err != nil || stopped {
 			return err
 		}
-		nap := unix.NsecToTimespec(int64(100 * time.Microsecond))
-		if err := unix.Nanosleep(&nap, nil); err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
+		sys.Nap(100 * time.Microsecond)
 	}
 	return fmt.Errorf("process %d did not stop within %v: %w", pid, bound, errs.ErrTimeout)
 }

@@ -54,7 +54,7 @@ func (s *server) answer(sp *space, addr uint64, write bool) error {
 	case errors.Is(err, unix.ESRCH):
 		return s.drop(sp)
 	case errors.Is(err, unix.ENOMEM):
-		nap(time.Millisecond) // the kernel is about to end somebody
+		sys.Nap(time.Millisecond) // the kernel is about to end somebody
 	case err != nil && !errors.Is(err, errChanging):
 		return err
 	}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stasis-cr/stasis/cr/sys"
 )
 
 // What the background does.
@@ -82,18 +84,18 @@ func (s *server) courtesy() time.Duration {
 func (f *filler) step(sp *space, w window) error {
 	for {
 		for f.s.urgent.Load() > 0 {
-			nap(f.s.courtesy())
+			sys.Nap(f.s.courtesy())
 		}
 		err := f.s.fill(sp, w.start, w.end)
 		switch {
 		case err == nil:
 			return nil
 		case errors.Is(err, errChanging):
-			nap(50 * time.Microsecond)
+			sys.Nap(50 * time.Microsecond)
 		case errors.Is(err, unix.ESRCH):
 			return f.s.drop(sp)
 		case errors.Is(err, unix.ENOMEM): // of the container's: somebody ends, or waits for us
-			nap(10 * time.Millisecond)
+			sys.Nap(10 * time.Millisecond)
 		default:
 			return err
 		}

@@ -387,9 +387,3 @@ func (s *server) finish() error {
 	_ = s.up.send(msgDone, 0) //nolint:errcheck // a guard that is gone needs no telling
 	return nil
 }
-
-// nap waits without the runtime's timers, which are coarse.
-func nap(d time.Duration) {
-	ts := unix.NsecToTimespec(int64(d))
-	_ = unix.Nanosleep(&ts, nil) //nolint:errcheck // shorter is as good
-}

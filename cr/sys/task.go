@@ -2,6 +2,7 @@ package sys
 
 import (
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,4 +31,11 @@ func IOPrioSet(tid int, prio uint32) error {
 		return fmt.Errorf("ioprio_set: %w", errno)
 	}
 	return nil
+}
+
+// Nap sleeps for d, or less if a signal comes. time.Sleep goes through Go's scheduler,
+// whose timers may be a millisecond late.
+func Nap(d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	_ = unix.Nanosleep(&ts, nil) //nolint:errcheck // see above
 }

@@ -2,7 +2,6 @@ package task
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/stasis-cr/stasis/cr/blob"
 	"github.com/stasis-cr/stasis/cr/procfs"
 	"github.com/stasis-cr/stasis/cr/remote"
+	"github.com/stasis-cr/stasis/cr/sys"
 	"github.com/stasis-cr/stasis/cr/tracer"
 )
 
@@ -211,12 +211,7 @@ func interruptSleep(ctx context.Context, t *tracer.Task, call *unix.PtraceRegs) 
 		if err := t.Cont(0); err != nil {
 			return false, err
 		}
-		// Let it reach its sleep: otherwise it is tried again. Not time.Sleep, whose
-		// wake-up goes through Go's scheduler and takes a millisecond.
-		nap := unix.NsecToTimespec(int64(20 * time.Microsecond))
-		if err := unix.Nanosleep(&nap, nil); err != nil && !errors.Is(err, unix.EINTR) {
-			return false, err
-		}
+		sys.Nap(20 * time.Microsecond) // let it reach its sleep: otherwise it is tried again
 		if err := t.Interrupt(); err != nil {
 			return false, err
 		}

@@ -104,11 +104,6 @@ func (t *Task) Wait(ctx context.Context, bound time.Duration) (Stop, error) {
 		if ctx.Err() != nil {
 			return Stop{}, fmt.Errorf("wait for task %d: %w", t.TID, context.Cause(ctx))
 		}
-		// Not time.Sleep, whose wake-up goes through Go's scheduler; EINTR only
-		// makes the nap shorter.
-		d := unix.NsecToTimespec(int64(nap))
-		if err := unix.Nanosleep(&d, nil); err != nil && !errors.Is(err, unix.EINTR) {
-			return Stop{}, err
-		}
+		sys.Nap(nap)
 	}
 }
