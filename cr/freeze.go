@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"strconv"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -218,39 +216,6 @@ func (f *frozen) seize(pid, tid int) (int, error) {
 	}
 }
 
-// reapMeanwhile takes the news of dead threads of a process while one of its threads
-// is seized. If that one executes a program, the kernel lets us wait until it has
-// (ptrace_attach in kernel/ptrace.c), and it waits until we have taken the news of
-// the others (de_thread in fs/exec.c). Any thread of ours may do that.
-func reapMeanwhile(pid int) (stop func()) {
-	done := make(chan struct{})
-	late := time.AfterFunc(stopNap, func() {
-		for !closed(done) {
-			reapThreads(pid)
-			nap := unix.NsecToTimespec(int64(stopNap))
-			_ = unix.Nanosleep(&nap, nil) //nolint:errcheck // a shorter one is as good
-		}
-	})
-	return func() {
-		late.Stop()
-		close(done)
-	}
-}
-
-// reapThreads takes the news of dead threads of a process, but for its leader, as far
-// as they are traced by us.
-func reapThreads(pid int) {
-	tids, err := threadsOf(pid)
-	if err != nil {
-		return
-	}
-	for _, tid := range tids {
-		if tid != pid {
-			_ = unix.Waitid(unix.P_PID, tid, nil, unix.WEXITED|unix.WNOHANG|unix.WALL, nil) //nolint:errcheck // it lives, or is not ours
-		}
-	}
-}
-
 // stopAll waits until every attached thread is stopped at a place from which it
 // can be looked at and let go.
 func (f *frozen) stopAll(ctx context.Context, deadline time.Time) error {
@@ -349,28 +314,6 @@ func (f *frozen) stop(ctx context.Context, t *thread, nap time.Duration) error {
 	return nil
 }
 
-// executed is for a thread that is gone because one of its process has executed a
-// program: that one has the number of the leader from then on (execve(2) under
-// ptrace). It is followed there if it was attached, and else seized when the tree is
-// walked again.
-func (f *frozen) executed(t *thread) {
-	st, err := procfs.ReadStatus(t.pid)
-	switch leader := f.attached[t.pid]; {
-	case err != nil || st.State == 'Z' || leader != nil && !leader.gone:
-	case isOurs(st.TracerPID):
-		f.attached[t.pid] = &thread{Task: tracer.Attached(t.pid, t.Task), pid: t.pid}
-	default:
-		delete(f.attached, t.pid)
-		f.lost = true
-	}
-}
-
-// isOurs says whether a tracer, of which the kernel tells the thread, is one of us.
-func isOurs(tracer int) bool {
-	_, err := os.Stat("/proc/self/task/" + strconv.Itoa(tracer))
-	return tracer != 0 && err == nil
-}
-
 // goOn passes a stop that is no place to rest at; the next one follows.
 func (f *frozen) goOn(t *thread, sig int) error {
 	t.stopped = false
@@ -424,22 +367,6 @@ func (f *frozen) passVforks(waiting []*thread) error {
 			}
 			child.stopped = false
 			if err := child.Cont(0); err != nil && !errors.Is(err, errs.ErrGone) {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// passExecs takes the news of threads that were killed while they were stopped, for a
-// thread that executes a program waits until we have (de_thread in fs/exec.c).
-func (f *frozen) passExecs(ctx context.Context, waiting []*thread) error {
-	for _, w := range waiting {
-		for _, t := range f.attached {
-			if !t.stopped || t.gone || t.pid != w.pid {
-				continue
-			}
-			if err := f.stop(ctx, t, 0); err != nil {
 				return err
 			}
 		}
@@ -554,20 +481,6 @@ func (f *frozen) release(ctx context.Context) error {
 	}
 	f.bury(ctx, leaders)
 	return all
-}
-
-// bury takes the news of those that were killed while they were stopped: their
-// parents are told only then (wait_task_zombie in kernel/exit.c), and a thread that
-// executes a program waits for it. That of a leader comes after those of all its
-// threads. One that never came to rest may do so now.
-func (f *frozen) bury(ctx context.Context, lost []*thread) {
-	end := time.Now().Add(releaseWait)
-	for _, t := range lost {
-		if stop, err := t.Wait(ctx, time.Until(end)); err == nil && stop.Kind != tracer.Gone {
-			err = t.Detach(int(stop.Signal))
-			f.log.Debug("let go late", slog.Int("tid", t.TID), slog.Any("err", err))
-		}
-	}
 }
 
 // detach lets a task go that comes to rest before end.

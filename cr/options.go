@@ -85,7 +85,7 @@ type Progress struct {
 // Stats are the figures of one checkpoint or restore.
 type Stats struct {
 	Frozen     time.Duration // how long the container stood still
-	Held       time.Duration // how long it did before that, in slices; see [brake]
+	Held       time.Duration // how long it did before that, in slices of milliseconds
 	Total      time.Duration
 	ImageBytes int64 // all files of the image
 	PagesBytes int64 // page data in it
