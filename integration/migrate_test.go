@@ -278,8 +278,8 @@ func (m *mover) counted(w *world, id string, n int) (got int) {
 // side, and gatePoints those of the restore there.
 func migratePoints() []string {
 	return []string{
-		"migrate-accepted", "migrate-files", "migrate-round", "migrate-stopped", "migrate-ready", "migrate-held",
-		"migrate-went", "migrate-ended",
+		"migrate-guarding", "migrate-accepted", "migrate-files", "migrate-round", "migrate-stopped", "migrate-ready",
+		"migrate-held", "migrate-went", "migrate-ended",
 	}
 }
 
@@ -290,7 +290,7 @@ func sessionPoints() []string {
 	}
 }
 
-func guardPoints() []string { return []string{"guard-holding"} }
+func guardPoints() []string { return []string{"guard-placed", "guard-holding"} }
 
 func gatePoints() []string { return []string{"restore-gate", "restore-passed"} }
 

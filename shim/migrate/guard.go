@@ -10,8 +10,6 @@ import (
 	"net"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/stasis-cr/stasis/cr"
 	"github.com/stasis-cr/stasis/cr/fault"
 	"github.com/stasis-cr/stasis/cr/pageserver"
@@ -23,7 +21,7 @@ type guardTask struct {
 	To     string
 	Keys   pageserver.Keys
 	Listen string
-	Dir    string // of the checkpoints; it goes with the migration
+	Dir    string // for the checkpoints; the guard makes it, and it goes with the migration
 	Lazy   bool
 	Keep   bool
 }
@@ -66,6 +64,9 @@ func (m *source) startGuard() (*guardLink, error) {
 	at := listenAt(m.o.Listen, m.w)
 	host, _, err := net.SplitHostPort(at)
 	if err != nil {
+		return nil, errors.Join(err, in.Close(), out.Close())
+	}
+	if err := fault.Point("migrate-guarding"); err != nil {
 		return nil, errors.Join(err, in.Close(), out.Close())
 	}
 	g := &guardLink{in: in, out: out, ended: p.Ended, enc: json.NewEncoder(in), dec: json.NewDecoder(out), host: host}
@@ -141,13 +142,17 @@ func Guard(ctx context.Context, src Source, in io.Reader, out io.Writer, log *sl
 		return err
 	}
 	g.log = log.With(slog.String("migration", g.task.ID))
-	lock, err := lockDir(g.task.Dir, unix.LOCK_SH)
+	lock, err := placeOutgoing(g.task.Dir)
 	if err != nil {
 		return errors.Join(err, enc.Encode(guardWord{Error: err.Error()}))
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	if g.held, err = cr.Hold(ctx, src.Engine()); err != nil {
-		return errors.Join(err, enc.Encode(guardWord{Error: err.Error()}))
+	err = fault.Point("guard-placed")
+	if err == nil {
+		g.held, err = cr.Hold(ctx, src.Engine())
+	}
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(g.task.Dir), enc.Encode(guardWord{Error: err.Error()}))
 	}
 	defer func() { err = errors.Join(err, g.held.Close()) }()
 	defer func() {

@@ -95,10 +95,23 @@ func Migrate(ctx context.Context, src Source, o Options) (_ Result, err error) {
 }
 
 // outgoingPrefix is how the names of directories begin where a source's checkpoints
-// lie. Source and guard lock them, shared.
+// lie. The guard makes them, so that there is none without somebody who removes it
+// if the source dies; source and guard lock them, shared.
 const outgoingPrefix = "from-here-"
 
 func outgoing(work, id string) string { return filepath.Join(work, outgoingPrefix+id) }
+
+// placeOutgoing makes a directory for checkpoints, and locks it.
+func placeOutgoing(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := lockDir(dir, unix.LOCK_SH)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return lock, nil
+}
 
 // sweepOutgoing removes what sources have left that died together with their
 // guards.
@@ -155,33 +168,22 @@ func (m *source) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	lock, err := m.place()
-	if err != nil {
+	if err := sweepOutgoing(m.o.Dir); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.Close()) }()
 	if m.guard, err = m.startGuard(); err != nil {
 		return errors.Join(err, os.RemoveAll(m.dir))
 	}
+	lock, err := lockDir(m.dir, unix.LOCK_SH)
+	if err != nil {
+		return errors.Join(err, m.end())
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	err = m.move(ctx, accepted.NeedImage)
 	if errors.Is(err, ErrHeld) {
 		return err // the guard asks on
 	}
 	return errors.Join(err, m.end())
-}
-
-// place makes the directory for checkpoints.
-func (m *source) place() (lock *os.File, err error) {
-	if err := sweepOutgoing(m.o.Dir); err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(m.dir, 0o700); err != nil {
-		return nil, err
-	}
-	if lock, err = lockDir(m.dir, unix.LOCK_SH); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(m.dir))
-	}
-	return lock, nil
 }
 
 // survey finds what stands in the way before anything is sent.
