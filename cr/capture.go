@@ -366,7 +366,10 @@ func (c *capturer) memory(ctx context.Context, ref object.ProcRef, stat *procfs.
 
 // namespaces records the namespaces and packs the tmpfs mounts.
 func (c *capturer) namespaces(ctx context.Context, image *dir.Writer) error {
-	ns, err := namespaces.Describe(ctx, c.f.c.initPID)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer hurry()()
+	ns, own, err := namespaces.Describe(ctx, c.f.c.initPID)
 	if err != nil {
 		return err
 	}
@@ -378,7 +381,7 @@ func (c *capturer) namespaces(ctx context.Context, image *dir.Writer) error {
 			return err
 		}
 		w := &summer{w: f}
-		if err := namespaces.SaveTmpfs(ctx, c.f.c.initPID, t.Mountpoint, w); err != nil {
+		if err := namespaces.SaveTmpfs(ctx, c.f.c.initPID, own[i], w); err != nil {
 			return err
 		}
 		t.Size, t.Crc = w.size, w.crc

@@ -13,19 +13,25 @@ import (
 )
 
 // Describe records the namespaces of the container whose init is initPID, with
-// its mounts and the names of the tmpfs mounts to save, each with [SaveTmpfs]. It
-// only looks. Call it once nothing
-// in the container runs, so that the parts belong together.
-func Describe(ctx context.Context, initPID int) (*blob.Namespaces, error) {
-	ns := &blob.Namespaces{}
+// its mounts. own are those of them to save, each with [SaveTmpfs]; the record has
+// their names in the same order. Describe only looks. Call it once nothing in the
+// container runs, so that the parts belong together.
+func Describe(ctx context.Context, initPID int) (ns *blob.Namespaces, own []*blob.Mount, err error) {
+	ns = &blob.Namespaces{}
 	for _, describe := range []func(context.Context, int, *blob.Namespaces) error{
-		describeUTS, describeNet, describeUser, describeTime, describeMounts, describeTmpfs,
+		describeUTS, describeNet, describeUser, describeTime, describeMounts,
 	} {
 		if err := describe(ctx, initPID, ns); err != nil {
-			return nil, fmt.Errorf("describe namespaces: %w", err)
+			return nil, nil, fmt.Errorf("describe namespaces: %w", err)
 		}
 	}
-	return ns, nil
+	if own, err = ownTmpfs(ns.Mounts); err != nil {
+		return nil, nil, fmt.Errorf("describe namespaces: %w", err)
+	}
+	for _, m := range own {
+		ns.Tmpfs = append(ns.Tmpfs, &blob.Tmpfs{Mountpoint: m.Mountpoint})
+	}
+	return ns, own, nil
 }
 
 // Check names, each as an error that wraps [errs.ErrUnsupported], what keeps the

@@ -21,7 +21,7 @@ func TestNames(t *testing.T) {
 	must(t, err)
 	want := &blob.Namespaces{Hostname: "frozen", Domainname: "example.org", LoopbackUp: true}
 	must(t, Restore(t.Context(), b.pid, want))
-	got, err := Describe(t.Context(), b.pid)
+	got, _, err := Describe(t.Context(), b.pid)
 	must(t, err)
 	if got.GetHostname() != "frozen" || got.GetDomainname() != "example.org" {
 		t.Errorf("got %q and %q", got.GetHostname(), got.GetDomainname())
@@ -37,7 +37,7 @@ func TestNames(t *testing.T) {
 func TestLoopbackStaysDown(t *testing.T) {
 	b := newBox(t, allNamespaces)
 	must(t, Restore(t.Context(), b.pid, &blob.Namespaces{}))
-	got, err := Describe(t.Context(), b.pid)
+	got, _, err := Describe(t.Context(), b.pid)
 	must(t, err)
 	if !got.GetPrivateNet() || got.GetLoopbackUp() {
 		t.Errorf("got private %t, up %t", got.GetPrivateNet(), got.GetLoopbackUp())
@@ -46,7 +46,7 @@ func TestLoopbackStaysDown(t *testing.T) {
 
 func TestHostNamespacesAreLeftAlone(t *testing.T) {
 	b := newBox(t, unix.CLONE_NEWPID)
-	got, err := Describe(t.Context(), b.pid)
+	got, _, err := Describe(t.Context(), b.pid)
 	must(t, err)
 	if got.GetHostname() != "" || got.GetPrivateNet() || len(got.GetTmpfs()) != 0 {
 		t.Errorf("recorded of the host: %q, %v, %v", got.GetHostname(), got.GetPrivateNet(), got.GetTmpfs())
@@ -61,7 +61,7 @@ func TestHostNamespacesAreLeftAlone(t *testing.T) {
 
 func TestCheckRestore(t *testing.T) {
 	b := newBox(t, allNamespaces)
-	was, err := Describe(t.Context(), b.pid)
+	was, _, err := Describe(t.Context(), b.pid)
 	must(t, err)
 	if got := CheckRestore(t.Context(), b.pid, was); len(got) != 0 {
 		t.Errorf("got %v for the same container", got)

@@ -80,13 +80,13 @@ func TestUserNamespace(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.Chmod(filepath.Dir(dir), 0o755)) // for root inside
 	b.run(t, "mount -t tmpfs x "+dir+" && echo hello > "+dir+"/file")
-	ns, err := Describe(t.Context(), b.pid)
+	ns, _, err := Describe(t.Context(), b.pid)
 	must(t, err)
 	if ns.GetUidMap() != "0 100000 1000" || !saves(ns, dir) {
 		t.Errorf("got %q, %v", ns.GetUidMap(), ns.GetTmpfs())
 	}
 	var archive bytes.Buffer
-	must(t, SaveTmpfs(t.Context(), b.pid, dir, &archive))
+	must(t, SaveTmpfs(t.Context(), b.pid, ownAt(t, b.pid, dir), &archive))
 	b.run(t, "echo changed > "+dir+"/file")
 	must(t, RestoreTmpfs(t.Context(), b.pid, dir, &archive))
 	if got := b.run(t, "stat -c %u "+dir+"/file; cat "+dir+"/file"); got != "0\nhello" {

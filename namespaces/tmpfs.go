@@ -81,27 +81,18 @@ func checkTmpfs(mounts []*blob.Mount) (refused []error) {
 	return refused
 }
 
-// describeTmpfs names the tmpfs mounts to save. Their archives are the caller's
-// to write.
-func describeTmpfs(_ context.Context, _ int, ns *blob.Namespaces) error {
-	own, err := ownTmpfs(ns.GetMounts())
-	for _, m := range own {
-		ns.Tmpfs = append(ns.Tmpfs, &blob.Tmpfs{Mountpoint: m.GetMountpoint()})
-	}
-	return err
-}
-
 // SaveTmpfs writes the tree of one tmpfs of the container that the task pid is
 // in to w, as a tar archive (PAX): directories, regular files, symbolic and hard
 // links, FIFOs and device nodes with owner, mode, times and extended attributes.
 // Holes are neither read nor written. Sockets are left out, because binding makes
 // them anew, and so is what other mounts cover. It only looks, and holds no more
-// of a file in memory than a buffer. The mountpoint is one that [Describe] named.
+// of a file in memory than a buffer. The mount is one that [Describe] returned.
 //
 // Precondition: nothing in the container runs; a file that shrinks while it is
 // read is an error.
-func SaveTmpfs(ctx context.Context, pid int, mountpoint string, w io.Writer) error {
-	return inTmpfs("save", pid, mountpoint, func(root *os.File) error { return saveTree(ctx, root, w) })
+func SaveTmpfs(ctx context.Context, pid int, m *blob.Mount, w io.Writer) error {
+	err := inTmpfs(pid, m, func(root *os.File) error { return saveTree(ctx, root, w) })
+	return wrapTmpfs("save", m.GetMountpoint(), err)
 }
 
 // RestoreTmpfs makes the tree of one tmpfs of the container that the task pid is
@@ -115,27 +106,29 @@ func SaveTmpfs(ctx context.Context, pid int, mountpoint string, w io.Writer) err
 //
 // Precondition: no program of the container runs yet.
 func RestoreTmpfs(ctx context.Context, pid int, mountpoint string, r io.Reader) error {
-	return inTmpfs("restore", pid, mountpoint, func(root *os.File) error {
-		return onThread(func() error {
-			if err := actAsRoot(pid); err != nil {
-				return err
-			}
-			return restoreTree(ctx, root, r)
+	m, err := ownTmpfsAt(pid, mountpoint)
+	if err == nil {
+		err = inTmpfs(pid, m, func(root *os.File) error {
+			return onThread(func() error {
+				if err := actAsRoot(pid); err != nil {
+					return err
+				}
+				return restoreTree(ctx, root, r)
+			})
 		})
-	})
+	}
+	return wrapTmpfs("restore", mountpoint, err)
 }
 
-// inTmpfs runs f with the root of the container's own tmpfs at a mountpoint.
-func inTmpfs(op string, pid int, mountpoint string, f func(root *os.File) error) (err error) {
-	defer func() {
-		if err != nil {
-			err = &errs.Error{Op: op, Obj: errs.Name("tmpfs " + mountpoint), Err: err}
-		}
-	}()
-	m, err := ownTmpfsAt(pid, mountpoint)
-	if err != nil {
-		return err
+func wrapTmpfs(op, mountpoint string, err error) error {
+	if err == nil {
+		return nil
 	}
+	return &errs.Error{Op: op, Obj: errs.Name("tmpfs " + mountpoint), Err: err}
+}
+
+// inTmpfs runs f with the root of a tmpfs of the container.
+func inTmpfs(pid int, m *blob.Mount, f func(root *os.File) error) error {
 	root, err := openTmpfs(pid, m)
 	if err != nil {
 		return err

@@ -35,13 +35,13 @@ func TestTmpfs(t *testing.T) {
 		[]byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0))
 	from.run(t, "rm -r "+dir+"/gone && chmod 600 "+dir+"/null")
 	before := snapshot(t, seen, true)
-	ns, err := Describe(t.Context(), from.pid)
+	ns, _, err := Describe(t.Context(), from.pid)
 	must(t, err)
 	if !saves(ns, dir) {
 		t.Fatalf("%s is not among %v", dir, ns.GetTmpfs())
 	}
 	var archive bytes.Buffer
-	must(t, SaveTmpfs(t.Context(), from.pid, dir, &archive))
+	must(t, SaveTmpfs(t.Context(), from.pid, ownAt(t, from.pid, dir), &archive))
 
 	to, seen := tmpfsBox(t, dir)
 	to.run(t, "echo old > "+dir+"/extra")
@@ -64,6 +64,13 @@ func equalBut(a, b map[string]string, except string) bool {
 	return maps.Equal(a, b)
 }
 
+func ownAt(t *testing.T, pid int, mountpoint string) *blob.Mount {
+	t.Helper()
+	m, err := ownTmpfsAt(pid, mountpoint)
+	must(t, err)
+	return m
+}
+
 func saves(ns *blob.Namespaces, mountpoint string) bool {
 	for _, t := range ns.GetTmpfs() {
 		if t.GetMountpoint() == mountpoint {
@@ -79,7 +86,7 @@ func TestTmpfsReplacedDevice(t *testing.T) {
 	from.run(t, "rm null && echo file > null && rm net/tun && rmdir net && echo file > net")
 	before := snapshot(t, seen, true)
 	var archive bytes.Buffer
-	must(t, SaveTmpfs(t.Context(), from.pid, dir, &archive))
+	must(t, SaveTmpfs(t.Context(), from.pid, ownAt(t, from.pid, dir), &archive))
 	to, seen := tmpfsBox(t, dir)
 	must(t, RestoreTmpfs(t.Context(), to.pid, dir, &archive))
 	if after := snapshot(t, seen, true); !equalBut(before, after, "pts") {
@@ -92,7 +99,7 @@ func TestTmpfsDeviceOfItsOwn(t *testing.T) {
 	from, _ := tmpfsBox(t, dir)
 	from.run(t, "mknod sda b 8 0")
 	var archive bytes.Buffer
-	must(t, SaveTmpfs(t.Context(), from.pid, dir, &archive))
+	must(t, SaveTmpfs(t.Context(), from.pid, ownAt(t, from.pid, dir), &archive))
 	to, seen := tmpfsBox(t, dir)
 	err := RestoreTmpfs(t.Context(), to.pid, dir, &archive)
 	if !errors.Is(err, errs.ErrHost) || !strings.Contains(err.Error(), "device sda (8:0)") {
@@ -123,7 +130,7 @@ func TestTmpfsReadOnly(t *testing.T) {
 	b := newBox(t, unix.CLONE_NEWNS)
 	dir := t.TempDir()
 	b.run(t, "mount -t tmpfs -o ro x "+dir)
-	ns, err := Describe(t.Context(), b.pid)
+	ns, _, err := Describe(t.Context(), b.pid)
 	must(t, err)
 	if saves(ns, dir) {
 		t.Error("a read-only tmpfs is to be saved")
@@ -134,7 +141,7 @@ func TestTmpfsCovered(t *testing.T) {
 	b := newBox(t, unix.CLONE_NEWNS)
 	dir := t.TempDir()
 	b.run(t, "mount -t tmpfs x "+dir+" && mount -t tmpfs y "+dir)
-	if err := SaveTmpfs(t.Context(), b.pid, dir, &bytes.Buffer{}); !errors.Is(err, errs.ErrUnsupported) {
+	if err := SaveTmpfs(t.Context(), b.pid, ownAt(t, b.pid, dir), &bytes.Buffer{}); !errors.Is(err, errs.ErrUnsupported) {
 		t.Errorf("got %v, want a refusal", err)
 	}
 }

@@ -2,6 +2,7 @@ package namespaces
 
 import (
 	"archive/tar"
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -30,21 +31,28 @@ const maxExtents = 4096
 // copyBuffer is how much of a file is in memory at a time.
 const copyBuffer = 256 << 10
 
+// writeBuffer is how much of an archive is written at a time.
+const writeBuffer = 16 << 10
+
 // saver writes one tree.
 type saver struct {
 	tree
 	w     *tar.Writer
 	links map[uint64]string // first name of each inode that has several
-	buf   []byte
+	buf   []byte            // nil before the first file that has data
 }
 
 // saveTree writes the tree at root as an archive that restoreTree reads.
 func saveTree(ctx context.Context, root *os.File, w io.Writer) error {
-	s := &saver{tree: tree{root}, w: tar.NewWriter(w), links: map[uint64]string{}, buf: make([]byte, copyBuffer)}
+	b := bufio.NewWriterSize(w, writeBuffer) // a tar.Writer writes a header in six pieces
+	s := &saver{tree: tree{root}, w: tar.NewWriter(b), links: map[uint64]string{}}
 	if err := s.save(ctx, "."); err != nil {
 		return err
 	}
-	return s.w.Close()
+	if err := s.w.Close(); err != nil {
+		return err
+	}
+	return b.Flush()
 }
 
 // save writes what is at name and, of a directory, everything beneath.
@@ -182,6 +190,9 @@ func (s *saver) regular(h *tar.Header, at *os.File) (err error) {
 	}
 	if err := s.w.WriteHeader(h); err != nil {
 		return fmt.Errorf("%s: %w", h.Name, err)
+	}
+	if s.buf == nil && len(data) > 0 {
+		s.buf = make([]byte, copyBuffer)
 	}
 	for _, e := range data {
 		n, err := io.CopyBuffer(plainWriter{s.w}, io.NewSectionReader(f, e.off, e.len), s.buf)
