@@ -46,7 +46,7 @@ type frozen struct {
 	c         *container
 	members   func() ([]int, error) // the processes that are to stop
 	was       cgroups.FreezerState
-	since     time.Time
+	since     time.Time       // from when on one of them may stand still
 	attached  map[int]*thread // by tid
 	lost      bool            // one of them has another's number, who was not attached
 	processes []*process      // parents before children
@@ -98,7 +98,7 @@ func freezeOne(ctx context.Context, c *container, pid int, log *slog.Logger) (*f
 
 // stopMembers stops every thread of the members, or lets all of them go.
 func (f *frozen) stopMembers(ctx context.Context) (err error) {
-	f.since, f.calm = time.Now(), hurry()
+	f.calm = hurry()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.release(context.WithoutCancel(ctx)))
@@ -154,27 +154,43 @@ func (f *frozen) seizeAll() (found int, err error) {
 		})
 		defer early.Stop()
 	}
-	pids, err := f.members()
+	all, err := f.threads()
 	if err != nil {
 		return 0, err
 	}
-	for _, pid := range pids {
-		tids, err := threadsOf(pid)
-		if vanished(err) {
-			continue
-		}
+	if f.since.IsZero() {
+		f.since = time.Now()
+	}
+	for _, t := range all {
+		n, err := f.seize(t.pid, t.tid)
 		if err != nil {
 			return found, err
 		}
-		for _, tid := range tids {
-			n, err := f.seize(pid, tid)
-			if err != nil {
-				return found, err
-			}
-			found += n
-		}
+		found += n
 	}
 	return found, nil
+}
+
+// aThread is one that a walk has found.
+type aThread struct{ pid, tid int }
+
+// threads lists the threads of the members before the first of them is stopped: the
+// walk takes longer than the seizing.
+func (f *frozen) threads() (all []aThread, err error) {
+	pids, err := f.members()
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range pids {
+		tids, err := threadsOf(pid)
+		if err != nil && !vanished(err) {
+			return nil, err
+		}
+		for _, tid := range tids {
+			all = append(all, aThread{pid, tid})
+		}
+	}
+	return all, nil
 }
 
 func (f *frozen) seize(pid, tid int) (int, error) {
