@@ -15,11 +15,12 @@ var le = binary.LittleEndian
 
 // Channel passes open files into the processes of one tree. The process that it
 // was opened in has the other end at a number of the caller's choice, and so has
-// every process that is born from it; who receives gets what was sent last, so
-// one Send goes on at a time.
+// every process that is born from it; who receives gets what was sent first, so
+// one Send goes on at a time: others of [Together] wait.
 type Channel struct {
 	sock int
 	fd   FD
+	busy bool // a Send goes on
 }
 
 // OpenChannel opens a channel into o's process. at, the number of its end, must
@@ -42,7 +43,7 @@ func OpenChannel(ctx context.Context, o *Owned, at FD) (*Channel, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Channel{sock, at}
+	c := &Channel{sock: sock, fd: at}
 	if err := c.place(ctx, o, ours, theirs); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -109,6 +110,10 @@ const sendGroup = 64
 // Send passes files into the process of o and returns their numbers there: each
 // arrives at the lowest that is free, in order, not close-on-exec.
 func (c *Channel) Send(ctx context.Context, o Caller, files []*os.File) ([]FD, error) {
+	if err := c.begin(o); err != nil {
+		return nil, err
+	}
+	defer func() { c.busy = false }()
 	fds := make([]FD, 0, len(files))
 	for len(files) > 0 {
 		n := min(len(files), sendGroup)
@@ -119,6 +124,18 @@ func (c *Channel) Send(ctx context.Context, o Caller, files []*os.File) ([]FD, e
 		fds, files = append(fds, got...), files[n:]
 	}
 	return fds, nil
+}
+
+// begin waits until nobody sends, which can only be another of the pieces of work
+// that o idles for.
+func (c *Channel) begin(o Caller) error {
+	for c.busy {
+		if w, ok := o.(*Owned); !ok || !w.rest() {
+			return errors.New("the channel is in use, and nobody goes on who could end that")
+		}
+	}
+	c.busy = true
+	return nil
 }
 
 // One message as the task receives it: struct msghdr, struct iovec, a byte of

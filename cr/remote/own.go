@@ -50,6 +50,8 @@ type Owned struct {
 	bell   unix.Signal
 	queued *uint64 // signals that batches put into the queues; shared as used is
 
+	idle Idle // of [Together]; nil: nobody else is waiting
+
 	born    []int        // whom events told of in the batch that runs
 	threads map[int]bool // newborns that share the memory
 	options int          // of ptrace, before us
@@ -146,6 +148,13 @@ func (o *Owned) Task() *tracer.Task { return o.t }
 // Whole is all that Own mapped, for callers that clear the task's mappings.
 func (o *Owned) Whole() Range { return o.whole }
 
+// Idle has the calls of o let others go on while its task runs, as one of the pieces
+// of work of [Together]; nil ends that.
+func (o *Owned) Idle(idle Idle) { o.idle = idle }
+
+// rest lets others go on, and says whether there are any.
+func (o *Owned) rest() bool { return o.idle != nil && o.idle() }
+
 // Insn is the address of a `syscall` instruction behind which the task would
 // turn on the spot, for a call that the caller makes and interrupts itself.
 func (o *Owned) Insn() (Addr, error) {
@@ -192,6 +201,7 @@ func (o *Owned) single(ctx context.Context, insn Addr, nr uintptr, args ...uint6
 		if err := o.t.ToSyscall(0); err != nil {
 			return 0, err
 		}
+		o.rest()
 		st, err := o.t.Wait(ctx, o.opt.Bound)
 		if err != nil {
 			return 0, err
@@ -283,6 +293,7 @@ func (o *Owned) drive(ctx context.Context, at Addr, n int) (tracer.Stop, error) 
 		if err := o.t.Cont(0); err != nil {
 			return tracer.Stop{}, err
 		}
+		o.rest()
 		st, err := o.t.Wait(ctx, o.opt.Bound)
 		if err != nil {
 			return st, errors.Join(err, o.t.Interrupt())

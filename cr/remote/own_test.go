@@ -270,6 +270,65 @@ func TestOwnExec(t *testing.T) {
 	}
 }
 
+// TestOwnTogether sends each of several processes a file of its own, over one
+// channel, and has them make calls meanwhile.
+func TestOwnTogether(t *testing.T) {
+	_, o, _ := ownSleep(t, "60")
+	ch, err := OpenChannel(t.Context(), o, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ch.Close() }()
+	const processes, rounds = 6, 20
+	var all []*Owned
+	var files []*os.File
+	for i := range processes {
+		child, _ := forked(t, o, uint64(unix.SIGCHLD))
+		f, err := os.Create(filepath.Join(t.TempDir(), fmt.Sprint(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		all, files = append(all, child), append(files, f)
+	}
+	turns := 0
+	ready := func(int) bool { return true }
+	err = Together(processes, 4, ready, func(i int, idle Idle) error {
+		o := all[i]
+		o.Idle(func() bool {
+			turns++
+			return idle()
+		})
+		defer o.Idle(nil)
+		for range rounds {
+			fds, err := ch.Send(t.Context(), o, []*os.File{files[i], files[i]})
+			if err != nil {
+				return err
+			}
+			for _, fd := range fds {
+				link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", o.t.TID, fd))
+				if err != nil || link != files[i].Name() {
+					t.Errorf("process %d has %q: %v", i, link, err)
+				}
+				if _, err := o.Call(t.Context(), unix.SYS_CLOSE, uint64(fd)); err != nil {
+					return err
+				}
+			}
+			if pid, err := o.Call(t.Context(), unix.SYS_GETPID); err != nil || int(pid) != o.t.TID {
+				t.Errorf("process %d has pid %d: %v", i, pid, err)
+			}
+		}
+		return nil
+	})
+	if err != nil || turns < processes*rounds {
+		t.Errorf("%d turns, %v", turns, err)
+	}
+	ch.busy = true
+	if _, err := ch.Send(t.Context(), o, files[:1]); err == nil {
+		t.Error("two use the channel at once")
+	}
+}
+
 // TestOwnQueue queues the very signal by which the task would say it is done.
 func TestOwnQueue(t *testing.T) {
 	_, o, regs := ownSleep(t, "60")

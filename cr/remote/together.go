@@ -5,14 +5,15 @@ import (
 	"iter"
 )
 
-// Idle is called by a visit whose task runs: others go on meanwhile. It says
-// whether there were any when it was called.
+// Idle is called by who waits for a task that runs, in a [Visit] or for one that is
+// [Owned]: others go on meanwhile. It says whether there were any when it was called.
 type Idle func() bool
 
 // Together does n pieces of work, most of them at a time, on the calling OS thread:
 // it must be one that traces tasks. Each is begun in its turn, when ready says that
 // it can be, or when nothing else is left to do. Where one calls idle, as a visit
-// does whose [VisitOptions] have it, the others go on. A task takes ten times as long
+// does whose [VisitOptions] have it, and a call in a task that was given it by
+// [Owned.Idle], the others go on. A task takes ten times as long
 // to wake up and to come to rest again as the calls that it makes; these waits
 // overlap then.
 //
