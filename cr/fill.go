@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -35,7 +36,7 @@ func (r *restorer) fill(ctx context.Context) error {
 	if err := r.closeShared(); err != nil {
 		return err
 	}
-	return r.each(ctx, func(ctx context.Context, m *member) error {
+	return r.together(ctx, r.alive(), func(ctx context.Context, m *member) error {
 		var calls []remote.Call
 		for _, v := range m.mm.Vmas {
 			calls = append(calls, mem.SealCalls(v)...)
@@ -58,7 +59,7 @@ type filling struct {
 	r       *restorer
 	plan    *mem.Plan
 	targets []*mem.TaskTarget
-	members []*member // of targets
+	members []*member // of the first targets
 	small   []*member // those that huge pages are kept from for the while
 }
 
@@ -117,27 +118,22 @@ func (f *filling) prepare(ctx context.Context) error {
 	if err := mem.MakeHuge(ctx, huge); err != nil {
 		return err
 	}
-	for i, m := range f.members {
+	return f.r.together(ctx, f.members, func(ctx context.Context, m *member) error {
 		if mem.MayGrowHuge(m.mm.Vmas, m.lacks.extents) {
 			if err := forbidHuge(ctx, m, true); err != nil {
 				return err
 			}
 			f.small = append(f.small, m)
 		}
-		f.watch(ctx, m, f.targets[i])
-	}
-	return nil
+		f.watch(ctx, m, f.targets[slices.Index(f.members, m)])
+		return nil
+	})
 }
 
 // allowHuge ends that. Who does not want huge pages says so later, with the rest
 // of its state.
 func (f *filling) allowHuge(ctx context.Context) error {
-	for _, m := range f.small {
-		if err := forbidHuge(ctx, m, false); err != nil {
-			return err
-		}
-	}
-	return nil
+	return f.r.together(ctx, f.small, func(ctx context.Context, m *member) error { return forbidHuge(ctx, m, false) })
 }
 
 func forbidHuge(ctx context.Context, m *member, yes bool) error {

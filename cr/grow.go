@@ -32,6 +32,14 @@ type member struct {
 	gone    bool      // it is not traced any more
 }
 
+// idle has the calls in all threads of m let others go on meanwhile, or not with nil.
+func (m *member) idle(idle remote.Idle) {
+	m.own.Idle(idle)
+	for _, w := range m.threads {
+		w.own.Idle(idle)
+	}
+}
+
 // worker is one thread on its way back.
 type worker struct {
 	rec *blob.Thread

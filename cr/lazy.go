@@ -170,28 +170,63 @@ func (r *restorer) watch(ctx context.Context) error {
 	if err := r.lazy.session.Init(r.b.pid); err != nil {
 		return err
 	}
-	if err := r.each(ctx, r.watchSpace); err != nil {
+	if err := r.watchSpaces(ctx); err != nil {
 		return err
 	}
 	return wrap("lazy pages", r.lazy.session.Serve())
 }
 
-func (r *restorer) watchSpace(ctx context.Context, m *member) (err error) {
-	part := r.lazy.parts[m.mm.Id]
-	if len(part.watched) == 0 {
+// watchedSpace is an address space of a member whose faults come to us.
+type watchedSpace struct {
+	pid  int
+	uffd *os.File
+}
+
+// watchSpaces watches all address spaces, and hands them over in their order.
+func (r *restorer) watchSpaces(ctx context.Context) (err error) {
+	waiting := map[int]watchedSpace{} // for those before them
+	defer func() {
+		for _, w := range waiting {
+			err = errors.Join(err, w.uffd.Close())
+		}
+	}()
+	next := 0
+	return r.together(ctx, r.alive(), func(ctx context.Context, m *member) error {
+		part := r.lazy.parts[m.mm.Id]
+		if len(part.watched) == 0 {
+			return nil
+		}
+		uffd, err := r.watchSpace(ctx, m, part)
+		if err != nil {
+			return err
+		}
+		waiting[part.space] = watchedSpace{m.hostPID, uffd}
+		for w, ok := waiting[next]; ok; w, ok = waiting[next] {
+			if err := r.lazy.session.Watch(next, w.pid, w.uffd); err != nil {
+				return err
+			}
+			delete(waiting, next)
+			next++
+			if err := w.uffd.Close(); err != nil {
+				return err
+			}
+		}
 		return nil
-	}
+	})
+}
+
+func (r *restorer) watchSpace(ctx context.Context, m *member, part *lazyPart) (*os.File, error) {
 	uffd, err := mem.OpenUserfault(ctx, m.own, r.channel, 0, lazy.Features)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, uffd.Close()) }()
 	for _, w := range part.watched {
 		if err := sys.UFFDRegister(uffd, w.Start, w.End, sys.UFFDMissing); err != nil {
-			return &errs.Error{Obj: errs.Range(w), Err: fmt.Errorf("watch: %w", err)}
+			err = &errs.Error{Obj: errs.Range(w), Err: fmt.Errorf("watch: %w", err)}
+			return nil, errors.Join(err, uffd.Close())
 		}
 	}
-	return r.lazy.session.Watch(part.space, m.hostPID, uffd)
+	return uffd, nil
 }
 
 // begin lets the memory be filled on its own from now on.

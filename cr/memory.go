@@ -36,7 +36,12 @@ const filesPerMap = 16
 // mapAll gives every member the mappings of its image, still empty, that has not
 // got them at its birth.
 func (r *restorer) mapAll(ctx context.Context) error {
-	return r.each(ctx, func(ctx context.Context, m *member) error { return r.mapMember(ctx, m, nil) })
+	one := func(ctx context.Context, m *member) error { return r.mapMember(ctx, m, nil) }
+	all := r.alive()
+	if err := r.together(ctx, all[:1], one); err != nil { // init
+		return err
+	}
+	return r.together(ctx, all[1:], one)
 }
 
 // mapMember replaces what a member has mapped by what it had, but for what it

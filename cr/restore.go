@@ -85,6 +85,7 @@ func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *openedPages, steps []task.Step, gate *gated, log *slog.Logger) (init int, err error) {
 	var u undo.Stack
 	defer u.Run(ctx, &err)
+	begin := time.Now()
 	later, err := startLazy(o, image, pages, log, &u)
 	if err != nil {
 		return 0, err
@@ -93,7 +94,7 @@ func restore(ctx context.Context, o *RestoreOptions, image *dir.Dir, pages *open
 	if err != nil {
 		return 0, err
 	}
-	log.Info("launched", slog.Int("pid", b.pid))
+	log.Info("launched", slog.Int("pid", b.pid), slog.Duration("took", time.Since(begin)))
 	r, err := newRestorer(ctx, o, image, pages.Pages, b, steps, log)
 	if err != nil {
 		return 0, err

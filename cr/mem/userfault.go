@@ -29,18 +29,11 @@ func OpenUserfault(
 	ctx context.Context, own *remote.Owned, channel *remote.Channel, flags, features uint64,
 ) (_ *os.File, err error) {
 	const mode = unix.O_CLOEXEC | unix.O_NONBLOCK
-	var fd uint64
+	var uffd *os.File
 	if flags&sys.UFFDUserModeOnly != 0 {
-		fd, err = own.Call(ctx, unix.SYS_USERFAULTFD, mode|flags)
+		uffd, err = takeNew(ctx, own, remote.Call{NR: unix.SYS_USERFAULTFD, Args: [6]uint64{mode | flags}})
 	} else {
-		fd, err = newUserfault(ctx, own, channel, mode|flags)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("userfaultfd: %w", err)
-	}
-	uffd, err := own.Take(remote.FD(fd), "userfaultfd")
-	if _, e := own.Call(ctx, unix.SYS_CLOSE, fd); e != nil {
-		err = errors.Join(err, fmt.Errorf("close userfaultfd: %w", e))
+		uffd, err = newUserfault(ctx, own, channel, mode|flags)
 	}
 	if err == nil {
 		if _, err = sys.UFFDHandshake(uffd, features); err == nil {
@@ -54,20 +47,44 @@ func OpenUserfault(
 	return nil, err
 }
 
-// newUserfault makes one through the device. It returns the task's number of it.
-func newUserfault(ctx context.Context, own *remote.Owned, channel *remote.Channel, flags uint64) (uint64, error) {
+// newUserfault makes one through the device, and takes it out.
+func newUserfault(ctx context.Context, own *remote.Owned, channel *remote.Channel, flags uint64) (*os.File, error) {
 	device, err := os.OpenFile(userfaultDevice, os.O_RDWR, 0)
 	if err != nil {
-		return 0, err
+		return nil, fmt.Errorf("userfaultfd: %w", err)
 	}
 	defer device.Close() //nolint:errcheck // nothing was written
 	fds, err := channel.Send(ctx, own, []*os.File{device})
 	if err != nil {
-		return 0, err
+		return nil, fmt.Errorf("userfaultfd: %w", err)
 	}
-	fd, err := own.Call(ctx, unix.SYS_IOCTL, uint64(fds[0]), sys.IoctlUFFDNew, flags)
-	if _, e := own.Call(ctx, unix.SYS_CLOSE, uint64(fds[0])); e != nil {
-		err = errors.Join(err, fmt.Errorf("close %s: %w", userfaultDevice, e))
+	call := remote.Call{NR: unix.SYS_IOCTL, Args: [6]uint64{uint64(fds[0]), sys.IoctlUFFDNew, flags}}
+	return takeNew(ctx, own, call, closing(uint64(fds[0])))
+}
+
+// takeNew makes a call that answers a userfaultfd, takes it out, and has the task
+// close it with what else is to be done then.
+func takeNew(ctx context.Context, own *remote.Owned, call remote.Call, after ...remote.Call) (uffd *os.File, err error) {
+	fd, err := own.Call(ctx, call.NR, call.Args[:]...)
+	if err == nil {
+		uffd, err = own.Take(remote.FD(fd), "userfaultfd")
+		after = append(after, closing(fd))
 	}
-	return fd, err
+	if err != nil {
+		err = fmt.Errorf("userfaultfd: %w", err)
+	}
+	if len(after) == 0 {
+		return uffd, err
+	}
+	err = errors.Join(err, own.Batch(ctx, after))
+	for i := range after {
+		if _, e := after[i].Result(); e != nil {
+			err = errors.Join(err, fmt.Errorf("userfaultfd: close: %w", e))
+		}
+	}
+	return uffd, err
+}
+
+func closing(fd uint64) remote.Call {
+	return remote.Call{NR: unix.SYS_CLOSE, Args: [6]uint64{fd}}
 }
