@@ -66,6 +66,7 @@ func objects() []object {
 		{name: "pending", c: true},
 		{name: "inhandler", c: true},
 		{name: "itimers", c: true, moves: true},
+		{name: "itimerdue", c: true, moves: true},
 		{name: "posixtimers", c: true, moves: true},
 		// memory
 		{name: "protections", c: true},

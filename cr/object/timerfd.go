@@ -46,7 +46,9 @@ func openTimerFD(_ context.Context, _ *Restorer, rec *record) (int, error) {
 }
 
 // armTimerFD starts the timer with the time that was left. A wall clock timer
-// with an absolute deadline keeps the deadline.
+// with an absolute deadline keeps the deadline. A repeating one whose expirations
+// nobody has read has no time left, and would go on when it is read
+// (timerfd_read_iter in fs/timerfd.c): it goes on here.
 func armTimerFD(_ context.Context, r *Restorer, rec *record) error {
 	t, fd := rec.body.(*blob.TimerFD), int(rec.open.Fd())
 	flags, value := 0, t.ValueNs
@@ -54,6 +56,9 @@ func armTimerFD(_ context.Context, r *Restorer, rec *record) error {
 	if wall && t.SettimeFlags&unix.TFD_TIMER_ABSTIME != 0 && r.env.FrozenAt != 0 && value > 0 {
 		flags = int(t.SettimeFlags) & (unix.TFD_TIMER_ABSTIME | unix.TFD_TIMER_CANCEL_ON_SET)
 		value += r.env.FrozenAt
+	}
+	if value == 0 && t.Ticks > 0 {
+		value = t.IntervalNs
 	}
 	spec := unix.ItimerSpec{Interval: unix.NsecToTimespec(t.IntervalNs), Value: unix.NsecToTimespec(value)}
 	if err := unix.TimerfdSettime(fd, flags, &spec, nil); err != nil {

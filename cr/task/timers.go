@@ -28,12 +28,20 @@ func itimerAsks(p *blob.Process) []ask {
 	return asks
 }
 
+// setITimerAsks arms the interval timers. One that has an interval and nothing left
+// has run out: the kernel starts it again when the program takes its SIGALRM
+// (posixtimer_rearm_itimer in kernel/time/itimer.c), which waits here too. To set a
+// value of 0 would disarm it for good.
 func setITimerAsks(p *blob.Process) []ask {
 	var asks []ask
 	for _, it := range p.Itimers {
+		value := it.ValueUs
+		if value == 0 {
+			value = it.IntervalUs
+		}
 		asks = append(asks, ask{
 			what: fmt.Sprintf("setitimer %d", it.Which), nr: unix.SYS_SETITIMER, args: [6]uint64{uint64(it.Which)},
-			in: u64s(it.IntervalUs/1e6, it.IntervalUs%1e6, it.ValueUs/1e6, it.ValueUs%1e6), inArg: 1,
+			in: u64s(it.IntervalUs/1e6, it.IntervalUs%1e6, value/1e6, value%1e6), inArg: 1,
 		})
 	}
 	return asks

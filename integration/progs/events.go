@@ -168,6 +168,9 @@ func timerFD() (func() error, error) {
 			if err == nil && t.value != 0 && t.what != "far" {
 				err = expired(t.fd)
 			}
+			if err == nil && t.what == "repeating" { // it had expired, and goes on
+				err = expired(t.fd)
+			}
 			if err != nil {
 				return fmt.Errorf("%s timer, %v left: %w", t.what, left, err)
 			}

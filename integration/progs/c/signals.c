@@ -258,6 +258,36 @@ static void itimers(char **argv)
 	}
 }
 
+/* A periodic timer that has run out, and whose signal waits, has nothing left. */
+static void itimerdue(char **argv)
+{
+	(void)argv;
+	static const struct itimerval set = { { 0, 50000 }, { 0, 10000 } };
+	struct itimerval v;
+	sigset_t alarm, pending;
+	allow_eintr = true;
+	signal(SIGALRM, on_alarm);
+	sigemptyset(&alarm);
+	sigaddset(&alarm, SIGALRM);
+	must("sigprocmask", sigprocmask(SIG_BLOCK, &alarm, NULL));
+	must("setitimer", setitimer(ITIMER_REAL, &set, NULL));
+	do {
+		usleep(1000);
+		must("sigpending", sigpending(&pending));
+	} while (!sigismember(&pending, SIGALRM));
+	must("getitimer", getitimer(ITIMER_REAL, &v));
+	eq("value", us(v.it_value), 0);
+	ready();
+	wait_go();
+	eq("alarms while blocked", alarms, 0);
+	must("sigprocmask", sigprocmask(SIG_UNBLOCK, &alarm, NULL));
+	eq("alarms that waited", alarms, 1);
+	int64_t t = now();
+	while (alarms < 4)
+		usleep(1000);
+	near("three alarms", (now() - t) / 1000, 1000000, 99000);
+}
+
 struct ptimer { clockid_t clock; int notify, sig; int64_t value_ms, interval_ms; timer_t id; };
 
 static struct ptimer ptimers[] = {
@@ -328,5 +358,5 @@ static void posixtimers(char **argv)
 
 const struct prog signal_progs[] = {
 	{ "handlers", handlers }, { "pending", pending }, { "inhandler", inhandler }, { "itimers", itimers },
-	{ "posixtimers", posixtimers }, { NULL, NULL },
+	{ "itimerdue", itimerdue }, { "posixtimers", posixtimers }, { NULL, NULL },
 };
