@@ -43,11 +43,27 @@ func reapThreads(pid int) {
 		return
 	}
 	for _, tid := range tids {
-		if tid != pid {
-			_ = unix.Waitid(unix.P_PID, tid, nil, unix.WEXITED|unix.WNOHANG|unix.WALL, nil) //nolint:errcheck // it lives, or is not ours
+		if tid != pid && hasEnded(tid) {
+			_ = unix.Waitid(unix.P_PID, tid, nil, unix.WEXITED|unix.WNOHANG|unix.WALL, nil) //nolint:errcheck // another was quicker
 		}
 	}
 }
+
+// hasEnded says whether there is news that a thread which we trace has ended. It only
+// looks: a stop of a traced thread is told to whoever waits, whatever for
+// (wait_task_stopped in kernel/exit.c), and only once.
+func hasEnded(tid int) bool {
+	var si unix.Siginfo
+	err := unix.Waitid(unix.P_PID, tid, &si, unix.WEXITED|unix.WNOHANG|unix.WALL|unix.WNOWAIT, nil)
+	return err == nil && (si.Code == cldExited || si.Code == cldKilled || si.Code == cldDumped)
+}
+
+// How a task ended, in si_code (sigaction(2)).
+const (
+	cldExited = 1 + iota
+	cldKilled
+	cldDumped
+)
 
 // passExecs takes the news of threads that were killed while they were stopped, for a
 // thread that executes a program waits until we have (de_thread in fs/exec.c).
