@@ -354,7 +354,7 @@ func (w *world) importOther(ref string) {
 func (w *world) otherImage(dst *daemon.Target) {
 	w.t.Helper()
 	name := filepath.Join(w.dir, "other.tar")
-	w.ctr("images", "export", name, busyboxRef)
+	w.ctr("images", "export", "--local", name, busyboxRef) // see harness.ExportArgs
 	w.ctr("images", "rm", "--sync", busyboxRef)
 	f, err := os.Open(name)
 	if err != nil {
