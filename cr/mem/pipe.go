@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -99,8 +100,35 @@ func (p *pool) give(l loan) {
 	}
 }
 
-// lowestPriority is the nice value that gives way to all others.
-const lowestPriority = 19
+// The nice values of workers in the background: one that gives way to all others, and
+// one that gets a tenth of a CPU which somebody else wants all of.
+const (
+	lowestPriority = 19
+	lowPriority    = 10
+)
+
+// patience is for how long a worker in the background works before it judges whether
+// it is let work at all, and starved is how many times as long its work takes then.
+const (
+	patience = time.Second
+	starved  = 8
+)
+
+// share is how long a worker has worked, and how much of that it had a CPU.
+type share struct{ wall, cpu time.Duration }
+
+// add counts a piece of work, and says at times whether so many others want the CPU
+// that the rest would take for ever.
+func (s *share) add(wall, cpu time.Duration) (starves bool) {
+	s.wall += wall
+	s.cpu += cpu
+	if s.wall <= patience {
+		return false
+	}
+	starves = s.cpu*starved < s.wall
+	*s = share{}
+	return starves
+}
 
 // errClosed is what ends the workers of a saver that is given up.
 var errClosed = errors.New("saver closed")
@@ -193,10 +221,8 @@ func (p *pipe) end() error {
 
 func (p *pipe) work() {
 	if p.background {
-		runtime.LockOSThread() // and never unlock: the thread ends with the worker
-		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, lowestPriority); err != nil {
-			p.fail(fmt.Errorf("nice: %w", err))
-		}
+		p.workBehind()
+		return
 	}
 	for {
 		j, do := p.next()
@@ -205,6 +231,36 @@ func (p *pipe) work() {
 		}
 		p.done(j, do(j))
 	}
+}
+
+// workBehind is work that gives way to all others, as long as there is anything left
+// for it: what it copies is not to be a matter of minutes on a machine that is busy.
+func (p *pipe) workBehind() {
+	runtime.LockOSThread() // and never unlock: the thread ends with the worker
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, lowestPriority); err != nil {
+		p.fail(fmt.Errorf("nice: %w", err))
+	}
+	var had share
+	for {
+		j, do := p.next()
+		if j == nil {
+			return
+		}
+		wall, cpu := time.Now(), threadTime()
+		p.done(j, do(j))
+		if had.add(time.Since(wall), threadTime()-cpu) {
+			_ = unix.Setpriority(unix.PRIO_PROCESS, 0, lowPriority) //nolint:errcheck // without CAP_SYS_NICE it has to wait
+		}
+	}
+}
+
+// threadTime is how much of a CPU the calling thread has had.
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
 }
 
 // next waits for something to do. No job: there is nothing more.

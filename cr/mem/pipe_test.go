@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stasis-cr/stasis/cr/blob"
 )
@@ -261,5 +262,31 @@ func TestCloseGivesUp(t *testing.T) {
 		if err := s.Wait(); !errors.Is(err, errClosed) {
 			t.Errorf("wait after close: %v", err)
 		}
+	}
+}
+
+func TestShare(t *testing.T) {
+	const ms = time.Millisecond
+	for _, tc := range []struct {
+		name  string
+		work  [][2]time.Duration // wall, CPU
+		tired bool
+	}{
+		{"alone", [][2]time.Duration{{900 * ms, 880 * ms}, {900 * ms, 890 * ms}}, false},
+		{"shares", [][2]time.Duration{{900 * ms, 300 * ms}, {900 * ms, 200 * ms}}, false},
+		{"not yet", [][2]time.Duration{{500 * ms, 1 * ms}, {500 * ms, 1 * ms}}, false},
+		{"starves", [][2]time.Duration{{500 * ms, 5 * ms}, {501 * ms, 5 * ms}}, true},
+		{"starves at last", [][2]time.Duration{{2000 * ms, 1900 * ms}, {1100 * ms, 10 * ms}}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var s share
+			tired := false
+			for _, w := range tc.work {
+				tired = s.add(w[0], w[1])
+			}
+			if tired != tc.tired {
+				t.Errorf("%+v: %v, want %v", s, tired, tc.tired)
+			}
+		})
 	}
 }
