@@ -439,23 +439,6 @@ func (f *frozen) describeThreads(p *process) error {
 	return nil
 }
 
-// hurry puts this thread before others of this machine until calm is called: a
-// container waits for it. Without CAP_SYS_NICE it stays where it is.
-func hurry() (calm func()) {
-	const hurried = -10
-	was, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
-	if err != nil || unix.Setpriority(unix.PRIO_PROCESS, 0, hurried) != nil {
-		return func() {}
-	}
-	return func() {
-		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, kernelNice-was) //nolint:errcheck // as it could be raised
-	}
-}
-
-// kernelNice is what the system call subtracts the nice value from, so that its
-// answer is never negative (getpriority(2)).
-const kernelNice = 20
-
 // release lets the container go on in the state in which it came: running, or
 // paused by its cgroup's freezer. It is safe to call again.
 func (f *frozen) release(ctx context.Context) error {

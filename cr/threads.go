@@ -3,6 +3,8 @@ package cr
 import (
 	"runtime"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // inLongCalls is how many threads are likely to be in a system call that takes
@@ -15,3 +17,20 @@ const inLongCalls = 2
 // get it back, which took an eighth of a checkpoint and a sixth of a restore. It is a
 // setting of the whole program.
 var moreThreads = sync.OnceFunc(func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + inLongCalls) })
+
+// hurry puts this thread before others of this machine until calm is called: a
+// container waits for it. Without CAP_SYS_NICE it stays where it is.
+func hurry() (calm func()) {
+	const hurried = -10
+	was, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+	if err != nil || unix.Setpriority(unix.PRIO_PROCESS, 0, hurried) != nil {
+		return func() {}
+	}
+	return func() {
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, kernelNice-was) //nolint:errcheck // as it could be raised
+	}
+}
+
+// kernelNice is what the system call subtracts the nice value from, so that its
+// answer is never negative (getpriority(2)).
+const kernelNice = 20
