@@ -219,26 +219,14 @@ func (p *pipe) end() error {
 	return p.err
 }
 
+// work is a worker. In the background it gives way to all others, as long as there is
+// anything left for it: to copy is not to be a matter of minutes on a busy machine.
 func (p *pipe) work() {
 	if p.background {
-		p.workBehind()
-		return
-	}
-	for {
-		j, do := p.next()
-		if j == nil {
-			return
+		runtime.LockOSThread() // and never unlock: the thread ends with the worker
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, lowestPriority); err != nil {
+			p.fail(fmt.Errorf("nice: %w", err))
 		}
-		p.done(j, do(j))
-	}
-}
-
-// workBehind is work that gives way to all others, as long as there is anything left
-// for it: what it copies is not to be a matter of minutes on a machine that is busy.
-func (p *pipe) workBehind() {
-	runtime.LockOSThread() // and never unlock: the thread ends with the worker
-	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, lowestPriority); err != nil {
-		p.fail(fmt.Errorf("nice: %w", err))
 	}
 	var had share
 	for {
@@ -248,7 +236,7 @@ func (p *pipe) workBehind() {
 		}
 		wall, cpu := time.Now(), threadTime()
 		p.done(j, do(j))
-		if had.add(time.Since(wall), threadTime()-cpu) {
+		if p.background && had.add(time.Since(wall), threadTime()-cpu) {
 			_ = unix.Setpriority(unix.PRIO_PROCESS, 0, lowPriority) //nolint:errcheck // without CAP_SYS_NICE it has to wait
 		}
 	}
