@@ -64,6 +64,16 @@ func forked(t *testing.T, o *Owned, flags uint64) (*Owned, int) {
 	return child, pid
 }
 
+func openChannel(t *testing.T, o *Owned) *Channel {
+	t.Helper()
+	ch, err := OpenChannel(t.Context(), o, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ch.Close() })
+	return ch
+}
+
 // TestOwnAndDrop borrows a task as a restore would, and lets it finish.
 func TestOwnAndDrop(t *testing.T) {
 	cmd, o, regs := ownSleep(t, "1")
@@ -214,11 +224,7 @@ func TestOwnEnds(t *testing.T) {
 // TestOwnExec runs another program through a descriptor sent over a channel.
 func TestOwnExec(t *testing.T) {
 	cmd, o, _ := ownSleep(t, "60")
-	ch, err := OpenChannel(t.Context(), o, 100)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ch.Close() }()
+	ch := openChannel(t, o)
 	path, err := exec.LookPath("cat")
 	if err != nil {
 		t.Fatal(err)
@@ -274,11 +280,7 @@ func TestOwnExec(t *testing.T) {
 // channel, and has them make calls meanwhile.
 func TestOwnTogether(t *testing.T) {
 	_, o, _ := ownSleep(t, "60")
-	ch, err := OpenChannel(t.Context(), o, 100)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ch.Close() }()
+	ch := openChannel(t, o)
 	const processes, rounds = 6, 20
 	var all []*Owned
 	var files []*os.File
@@ -293,7 +295,7 @@ func TestOwnTogether(t *testing.T) {
 	}
 	turns := 0
 	ready := func(int) bool { return true }
-	err = Together(processes, 4, ready, func(i int, idle Idle) error {
+	err := Together(processes, 4, ready, func(i int, idle Idle) error {
 		o := all[i]
 		o.Idle(func() bool {
 			turns++
