@@ -97,7 +97,7 @@ func flattenPages(ctx context.Context, img *blob.Image, pages *mem.Pages, out *d
 		c.Store, c.Offset = 0, at[i]
 	}
 	img.KeepChunks(used)
-	img.Pages.File, img.Pages.Size, img.Pages.Parents = PagesFile, uint64(total), nil
+	img.Pages = &blob.PageStore{File: PagesFile, Size: uint64(total), Chunks: img.Pages.Chunks}
 	return nil
 }
 

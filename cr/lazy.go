@@ -57,7 +57,7 @@ func startLazy(o *RestoreOptions, image *dir.Dir, pages *openedPages, log *slog.
 		return nil, nil //nolint:nilnil // likewise
 	}
 	if len(pages.files) > lazy.MostStores {
-		log.Warn("memory is filled before the container goes on: it lies in too many checkpoints", slog.Int("stores", len(pages.files)))
+		log.Warn("memory is filled before the container goes on: it lies in too many files", slog.Int("stores", len(pages.files)))
 		return nil, nil //nolint:nilnil // likewise
 	}
 	plan.LogDir = o.WorkDir

@@ -198,11 +198,11 @@ func openFiles(image *dir.Dir, open func() ([]*os.File, error)) (*openedPages, e
 	if err != nil {
 		return nil, err
 	}
-	parents := make([]io.ReaderAt, len(files)-1)
-	for i, f := range files[1:] {
-		parents[i] = f
+	stores := make([]io.ReaderAt, len(files))
+	for i, f := range files {
+		stores[i] = f
 	}
-	return &openedPages{Pages: mem.OpenPages(image.Image().Pages, files[0], parents...), files: files}, nil
+	return &openedPages{Pages: mem.OpenPages(image.Image().Pages, stores...), files: files}, nil
 }
 
 func (p *openedPages) close() error {

@@ -82,7 +82,7 @@ func (v *verifier) pages(ctx context.Context) (err error) {
 	}
 	stores, closeAll := v.stores()
 	defer func() { err = errors.Join(err, closeAll()) }()
-	err = mem.OpenPages(p, stores[0], stores[1:]...).Check(ctx, func(i int, err error) error {
+	err = mem.OpenPages(p, stores...).Check(ctx, func(i int, err error) error {
 		v.done.Add(int64(p.Chunks[i].Stored))
 		if _, lost := stores[p.Chunks[i].Store].(lostStore); err != nil && !lost {
 			v.mu.Lock()
@@ -115,14 +115,20 @@ func (v *verifier) stores() (stores []io.ReaderAt, closeAll func() error) {
 		files = append(files, f)
 		stores = append(stores, f)
 	}
+	own := func(name string) {
+		f, sized, err := v.image.OpenAsIs(name)
+		add(f, errors.Join(err, sized))
+	}
 	if v.img.Pages.File == "" {
 		add(nil, nil)
 	} else {
-		f, sized, err := v.image.OpenAsIs(v.img.Pages.File)
-		add(f, errors.Join(err, sized))
+		own(v.img.Pages.File)
 	}
 	for _, p := range v.img.Pages.Parents {
 		add(v.image.Parent(p))
+	}
+	for _, f := range v.img.Pages.More {
+		own(f.File)
 	}
 	return stores, func() error {
 		var all error
@@ -156,17 +162,8 @@ func (v *verifier) nameHolders() {
 	}
 	for _, i := range slices.Sorted(maps.Keys(v.chunks)) {
 		who := cmp.Or(strings.Join(held[i], ", "), "nobody")
-		v.out.Damage = append(v.out.Damage, fmt.Errorf("%s: %w: pages of %s", v.storeOf(i), v.chunks[i], who))
+		v.out.Damage = append(v.out.Damage, fmt.Errorf("%w: pages of %s", v.chunks[i], who))
 	}
-}
-
-// storeOf is the name of the file that a chunk lies in.
-func (v *verifier) storeOf(chunk int) string {
-	n := v.img.Pages.Chunks[chunk].Store
-	if n == 0 {
-		return v.img.Pages.File
-	}
-	return v.img.Pages.Parents[n-1].File
 }
 
 // pagesIn counts the pages that extents have in damaged chunks.

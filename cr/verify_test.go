@@ -127,7 +127,7 @@ func TestVerifyFindsAll(t *testing.T) {
 	change(t, filepath.Join(path, dirtest.Tmpfs), func(b []byte) []byte { return b[:len(b)-1] })
 	found := verify(t, path)
 	want := []string{
-		"chunk 0 at 0: *pages of pid 1 (1)", "chunk 1 *pages of pid 1 (2), pid 7 (1)", "chunk 2 *pages of pid 7 (1)",
+		"chunk 0 at 0 of packed.img: *pages of pid 1 (1)", "chunk 1 *pages of pid 1 (2), pid 7 (1)", "chunk 2 *pages of pid 7 (1)",
 		"chunk 3 *pages of shared memory at mapping 600000-*(40)", "chunk 4 *pages of shared memory",
 		`chunk 5 *pages of ghost "/tmp/gone (deleted)" (40)`, "chunk 6 *pages of nobody", "tmpfs-1.tar: *1024*tmpfs /run",
 	}

@@ -136,7 +136,7 @@ func (v *view) summary(w io.Writer, stateSize int64) {
 
 // sizes prints what each part takes on disk.
 func (v *view) sizes(w io.Writer, stateSize int64) {
-	state, pages, tmpfs := uint64(max(stateSize, 0)), v.img.Pages.GetSize(), uint64(0)
+	state, pages, tmpfs := uint64(max(stateSize, 0)), v.img.Pages.OwnSize(), uint64(0)
 	for _, t := range v.img.Namespaces.GetTmpfs() {
 		tmpfs += t.GetSize()
 	}
@@ -161,8 +161,8 @@ func (v *view) packing(w io.Writer) {
 	raw, stored := map[blob.Chunk_Codec]uint64{}, map[blob.Chunk_Codec]uint64{}
 	var all uint64
 	for _, c := range v.img.Pages.GetChunks() {
-		if c.GetStore() != 0 {
-			continue // of an earlier checkpoint
+		if !v.img.Pages.Owns(c.GetStore()) {
+			continue
 		}
 		raw[c.GetCodec()] += uint64(c.GetRaw())
 		stored[c.GetCodec()] += uint64(c.GetStored())
@@ -171,7 +171,7 @@ func (v *view) packing(w io.Writer) {
 	if all == 0 {
 		return
 	}
-	fmt.Fprintf(w, "pages\t%s stored as %s (%d %%)", size(all), size(v.img.Pages.GetSize()), v.img.Pages.GetSize()*100/all)
+	fmt.Fprintf(w, "pages\t%s stored as %s (%d %%)", size(all), size(v.img.Pages.OwnSize()), v.img.Pages.OwnSize()*100/all)
 	for _, codec := range slices.Sorted(maps.Keys(raw)) {
 		fmt.Fprintf(w, ", %s %s as %s", strings.ToLower(codec.String()), size(raw[codec]), size(stored[codec]))
 	}

@@ -17,7 +17,7 @@ func TestVerify(t *testing.T) {
 		f.stdout.String() != "c1 is whole: state, 2 chunks, 1 archive; 13.0 KiB of pages and files\n" {
 		t.Errorf("status %d: %s%s", status, f.stdout.String(), f.stderr.String())
 	}
-	for _, name := range []string{dirtest.Pages, dirtest.Tmpfs} {
+	for _, name := range []string{dirtest.More, dirtest.Tmpfs} {
 		b, err := os.ReadFile(filepath.Join(path, name))
 		if err != nil {
 			t.Fatal(err)
@@ -31,7 +31,7 @@ func TestVerify(t *testing.T) {
 	status := f.do(t, "verify", path)
 	lines := strings.Split(strings.TrimSpace(f.stdout.String()), "\n")
 	if status != 1 || f.stderr.Len() > 0 || len(lines) != 2 ||
-		!strings.HasPrefix(lines[0], "pages.img: chunk 1 at 8192: checksum ") || !strings.HasSuffix(lines[0], "pages of pid 7 (1)") ||
+		!strings.HasPrefix(lines[0], "chunk 1 at 0 of pages-2.img: checksum ") || !strings.HasSuffix(lines[0], "pages of pid 7 (1)") ||
 		!strings.HasPrefix(lines[1], "tmpfs-1.tar: ") || !strings.HasSuffix(lines[1], "tmpfs /run") {
 		t.Errorf("status %d: %s%s", status, f.stdout.String(), f.stderr.String())
 	}

@@ -322,7 +322,7 @@ func (x Chunk_Codec) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Chunk_Codec.Descriptor instead.
 func (Chunk_Codec) EnumDescriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{30, 0}
+	return file_checkpoint_proto_rawDescGZIP(), []int{31, 0}
 }
 
 // Host is what the checkpointing machine was: a restore compares it.
@@ -3013,6 +3013,7 @@ type PageStore struct {
 	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
 	Chunks        []*Chunk               `protobuf:"bytes,3,rep,name=chunks,proto3" json:"chunks,omitempty"`
 	Parents       []*ParentStore         `protobuf:"bytes,4,rep,name=parents,proto3" json:"parents,omitempty"` // page stores of earlier checkpoints that hold chunks of this one
+	More          []*PageFile            `protobuf:"bytes,5,rep,name=more,proto3" json:"more,omitempty"`       // further files in the image directory; revision 3
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3075,6 +3076,66 @@ func (x *PageStore) GetParents() []*ParentStore {
 	return nil
 }
 
+func (x *PageStore) GetMore() []*PageFile {
+	if x != nil {
+		return x.More
+	}
+	return nil
+}
+
+// PageFile is one of the files that a page store is spread over.
+type PageFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"` // name in the image directory
+	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PageFile) Reset() {
+	*x = PageFile{}
+	mi := &file_checkpoint_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PageFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PageFile) ProtoMessage() {}
+
+func (x *PageFile) ProtoReflect() protoreflect.Message {
+	mi := &file_checkpoint_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PageFile.ProtoReflect.Descriptor instead.
+func (*PageFile) Descriptor() ([]byte, []int) {
+	return file_checkpoint_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *PageFile) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *PageFile) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 type Chunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
@@ -3082,14 +3143,14 @@ type Chunk struct {
 	Raw           uint32                 `protobuf:"varint,3,opt,name=raw,proto3" json:"raw,omitempty"`       // bytes of pages, a multiple of the page size
 	Codec         Chunk_Codec            `protobuf:"varint,4,opt,name=codec,proto3,enum=stasis.v1.Chunk_Codec" json:"codec,omitempty"`
 	Crc           uint32                 `protobuf:"varint,5,opt,name=crc,proto3" json:"crc,omitempty"`     // CRC-32C of the stored bytes
-	Store         uint32                 `protobuf:"varint,6,opt,name=store,proto3" json:"store,omitempty"` // 0: in this store's file; n: in that of parents[n-1]
+	Store         uint32                 `protobuf:"varint,6,opt,name=store,proto3" json:"store,omitempty"` // 0: in this store's file; then those of parents, then those of more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_checkpoint_proto_msgTypes[30]
+	mi := &file_checkpoint_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3101,7 +3162,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[30]
+	mi := &file_checkpoint_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3114,7 +3175,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{30}
+	return file_checkpoint_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Chunk) GetOffset() uint64 {
@@ -3172,7 +3233,7 @@ type ParentStore struct {
 
 func (x *ParentStore) Reset() {
 	*x = ParentStore{}
-	mi := &file_checkpoint_proto_msgTypes[31]
+	mi := &file_checkpoint_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3245,7 @@ func (x *ParentStore) String() string {
 func (*ParentStore) ProtoMessage() {}
 
 func (x *ParentStore) ProtoReflect() protoreflect.Message {
-	mi := &file_checkpoint_proto_msgTypes[31]
+	mi := &file_checkpoint_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3258,7 @@ func (x *ParentStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParentStore.ProtoReflect.Descriptor instead.
 func (*ParentStore) Descriptor() ([]byte, []int) {
-	return file_checkpoint_proto_rawDescGZIP(), []int{31}
+	return file_checkpoint_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ParentStore) GetDir() string {
@@ -3514,12 +3575,16 @@ const file_checkpoint_proto_rawDesc = "" +
 	"\bContents\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12+\n" +
-	"\aextents\x18\x03 \x03(\v2\x11.stasis.v1.ExtentR\aextents\"\x8f\x01\n" +
+	"\aextents\x18\x03 \x03(\v2\x11.stasis.v1.ExtentR\aextents\"\xb8\x01\n" +
 	"\tPageStore\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12(\n" +
 	"\x06chunks\x18\x03 \x03(\v2\x10.stasis.v1.ChunkR\x06chunks\x120\n" +
-	"\aparents\x18\x04 \x03(\v2\x16.stasis.v1.ParentStoreR\aparents\"\xc3\x01\n" +
+	"\aparents\x18\x04 \x03(\v2\x16.stasis.v1.ParentStoreR\aparents\x12'\n" +
+	"\x04more\x18\x05 \x03(\v2\x13.stasis.v1.PageFileR\x04more\"2\n" +
+	"\bPageFile\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\tR\x04file\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"\xc3\x01\n" +
 	"\x05Chunk\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x16\n" +
 	"\x06stored\x18\x02 \x01(\rR\x06stored\x12\x10\n" +
@@ -3570,7 +3635,7 @@ func file_checkpoint_proto_rawDescGZIP() []byte {
 }
 
 var file_checkpoint_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_checkpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_checkpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_checkpoint_proto_goTypes = []any{
 	(VMAFlag)(0),          // 0: stasis.v1.VMAFlag
 	(Process_State)(0),    // 1: stasis.v1.Process.State
@@ -3607,8 +3672,9 @@ var file_checkpoint_proto_goTypes = []any{
 	(*Extent)(nil),        // 32: stasis.v1.Extent
 	(*Contents)(nil),      // 33: stasis.v1.Contents
 	(*PageStore)(nil),     // 34: stasis.v1.PageStore
-	(*Chunk)(nil),         // 35: stasis.v1.Chunk
-	(*ParentStore)(nil),   // 36: stasis.v1.ParentStore
+	(*PageFile)(nil),      // 35: stasis.v1.PageFile
+	(*Chunk)(nil),         // 36: stasis.v1.Chunk
+	(*ParentStore)(nil),   // 37: stasis.v1.ParentStore
 }
 var file_checkpoint_proto_depIdxs = []int32{
 	7,  // 0: stasis.v1.Container.console:type_name -> stasis.v1.Console
@@ -3638,14 +3704,15 @@ var file_checkpoint_proto_depIdxs = []int32{
 	30, // 24: stasis.v1.MM.huge:type_name -> stasis.v1.Huge
 	3,  // 25: stasis.v1.VMA.kind:type_name -> stasis.v1.VMA.Kind
 	32, // 26: stasis.v1.Contents.extents:type_name -> stasis.v1.Extent
-	35, // 27: stasis.v1.PageStore.chunks:type_name -> stasis.v1.Chunk
-	36, // 28: stasis.v1.PageStore.parents:type_name -> stasis.v1.ParentStore
-	4,  // 29: stasis.v1.Chunk.codec:type_name -> stasis.v1.Chunk.Codec
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	36, // 27: stasis.v1.PageStore.chunks:type_name -> stasis.v1.Chunk
+	37, // 28: stasis.v1.PageStore.parents:type_name -> stasis.v1.ParentStore
+	35, // 29: stasis.v1.PageStore.more:type_name -> stasis.v1.PageFile
+	4,  // 30: stasis.v1.Chunk.codec:type_name -> stasis.v1.Chunk.Codec
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_checkpoint_proto_init() }
@@ -3659,7 +3726,7 @@ func file_checkpoint_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_checkpoint_proto_rawDesc), len(file_checkpoint_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -226,6 +226,7 @@ func TestForged(t *testing.T) {
 	host := encode(t, &Host{Machine: "m", PageSize: 4096})
 	mixed := encode(t, &PageStore{Chunks: []*Chunk{{Codec: Chunk_S2}}})
 	unordered := encode(t, &PageStore{Chunks: []*Chunk{{Offset: 1}, {Raw: 1}}})
+	spread := encode(t, &PageStore{File: "a", More: []*PageFile{{File: "b", Size: 1}}})
 	huge := encode(t, &MM{Id: 1, Huge: []*Huge{{Start: 1 << 21, Count: 1}}})
 	pool := encode(t, &MM{Id: 1, Vmas: []*VMA{{Start: 1, Flags: uint64(VMAFlag_VMA_HUGETLB)}}})
 	for name, tt := range map[string]struct {
@@ -242,6 +243,8 @@ func TestForged(t *testing.T) {
 		"older out of order":   {[]forged{{"PAGE", 1, 1, unordered}}, errs.ErrCorrupt},
 		"newer with newer":     {[]forged{{"PAGE", 2, 1, mixed}}, nil},
 		"newer out of order":   {[]forged{{"PAGE", 2, 1, unordered}}, nil},
+		"older in two files":   {[]forged{{"PAGE", 2, 1, spread}}, errs.ErrCorrupt},
+		"newer in two files":   {[]forged{{"PAGE", 3, 1, spread}}, nil},
 		"older mm":             {[]forged{{"MEMM", 1, 1, encode(t, &MM{Id: 1})}}, nil},
 		"older mm with newer":  {[]forged{{"MEMM", 1, 1, huge}}, errs.ErrCorrupt},
 		"older mm, newer flag": {[]forged{{"MEMM", 1, 1, pool}}, errs.ErrCorrupt},

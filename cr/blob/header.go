@@ -23,7 +23,7 @@ const (
 
 	// Major and Minor are the version that Write writes.
 	Major = 1
-	Minor = 1
+	Minor = 2
 
 	knownIncompat = 0 // feature bits that this package understands
 

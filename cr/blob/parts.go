@@ -24,7 +24,7 @@ func parts() []part {
 		single("CONT", 1, func(i *Image) **Container { return &i.Container }),
 		single("NSPC", 1, func(i *Image) **Namespaces { return &i.Namespaces }),
 		single("SECC", 1, func(i *Image) **Seccomp { return &i.Seccomp }),
-		single("PAGE", 2, func(i *Image) **PageStore { return &i.Pages }).was(pagesWere),
+		single("PAGE", 3, func(i *Image) **PageStore { return &i.Pages }).was(pagesWere),
 		list("CNTS", 1, func(i *Image) *[]*Contents { return &i.Contents }),
 		list("FILE", 1, func(i *Image) *[]*File { return &i.Files }),
 		list("FDTB", 1, func(i *Image) *[]*FDTable { return &i.FDTables }),

@@ -8,9 +8,9 @@ func (img *Image) Prune() {
 		return
 	}
 	used := img.Referenced()
-	stores := make([]uint32, len(img.Pages.Parents)+1) // new number of each; 0: not needed
+	stores := make([]uint32, img.Pages.Stores()) // new number of each; 0: not needed
 	for i, c := range img.Pages.Chunks {
-		if c.Store == 0 {
+		if img.Pages.Owns(c.Store) {
 			used[i] = true
 		} else if used[i] {
 			stores[c.Store] = 1
@@ -22,6 +22,9 @@ func (img *Image) Prune() {
 			parents = append(parents, p)
 			stores[i+1] = uint32(len(parents))
 		}
+	}
+	for i := range img.Pages.More {
+		stores[1+len(img.Pages.Parents)+i] = uint32(1 + len(parents) + i)
 	}
 	img.KeepChunks(used)
 	for _, c := range img.Pages.Chunks {

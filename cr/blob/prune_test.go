@@ -13,7 +13,8 @@ func TestPrune(t *testing.T) {
 	for _, n := range names {
 		img.Pages.Parents = append(img.Pages.Parents, &ParentStore{Dir: n})
 	}
-	for i, store := range []uint32{1, 0, 2, 3, 0, 3} {
+	img.Pages.More = []*PageFile{{File: "pages-2.img"}}
+	for i, store := range []uint32{1, 0, 2, 3, 0, 3, 4} {
 		img.Pages.Chunks = append(img.Pages.Chunks, &Chunk{Store: store, Crc: uint32(i)})
 	}
 	img.MMs = []*MM{{Extents: []*Extent{{Chunk: 5, Page: 1}, {Chunk: 0, Page: 2}}}}
@@ -30,8 +31,11 @@ func TestPrune(t *testing.T) {
 	for _, c := range img.Pages.Chunks {
 		crcs = append(crcs, c.Crc)
 	}
-	if !slices.Equal(crcs, []uint32{0, 1, 4, 5}) {
+	if !slices.Equal(crcs, []uint32{0, 1, 4, 5, 6}) {
 		t.Errorf("chunks: %v", crcs)
+	}
+	if c := img.Pages.Chunks[4]; c.Store != 3 {
+		t.Errorf("the chunk in the second file is in store %d", c.Store)
 	}
 	at := func(e *Extent) (uint32, string) {
 		c := img.Pages.Chunks[e.Chunk]

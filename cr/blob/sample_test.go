@@ -42,7 +42,8 @@ func sample(tb testing.TB) *Image {
 			{Stored: 200, Raw: 3 * 4096, Codec: Chunk_ZSTD, Crc: 2},
 			{Offset: 2*4096 + 200, Stored: 100, Raw: 4096, Codec: Chunk_S2, Crc: 3},
 			{Offset: 4096, Stored: 4096, Raw: 4096, Crc: 4, Store: 1},
-		}, Parents: []*ParentStore{{Dir: "../before", State: bytes.Repeat([]byte{9}, 32), File: "pages.img", Size: 8192}}},
+			{Stored: 4096, Raw: 4096, Crc: 5, Store: 2},
+		}, More: []*PageFile{{File: "pages-2.img", Size: 4096}}, Parents: []*ParentStore{{Dir: "../before", State: bytes.Repeat([]byte{9}, 32), File: "pages.img", Size: 8192}}},
 		Contents: []*Contents{
 			{Id: 1, Size: 4097, Extents: []*Extent{{Pages: 1, Chunk: 1, Page: 2}, {
 				Start: 4096, Pages: 1, Chunk: 1,

@@ -19,10 +19,13 @@ func (v *validator) pages() error {
 	if p == nil {
 		return nil
 	}
-	if p.File != "" || p.Size != 0 {
+	if p.File != "" || p.Size != 0 || len(p.More) > 0 {
 		if err := v.fileName(p.File); err != nil {
 			return in(err, "page store")
 		}
+	}
+	if err := v.more(); err != nil {
+		return err
 	}
 	for i, s := range p.Parents {
 		if err := v.parent(s); err != nil {
@@ -40,12 +43,27 @@ func (v *validator) pages() error {
 	return p.tiles()
 }
 
-// Bounds of a chain of checkpoints.
+// Bounds of what a page store is spread over.
 const (
+	maxMore      = 1 << 6
 	maxParents   = 1 << 12
 	maxParentDir = 1 << 12
 	digestSize   = 32
 )
+
+// more checks the further files that the store is spread over.
+func (v *validator) more() error {
+	for i, f := range v.img.Pages.More {
+		err := v.fileName(f.File)
+		if i >= maxMore {
+			err = bad("one of %d", len(v.img.Pages.More))
+		}
+		if err != nil {
+			return in(err, "further file %d", i+1)
+		}
+	}
+	return nil
+}
 
 // parent checks where an earlier checkpoint is said to be: beside this one or
 // beside a folder above it. What lies there must have the digest.
@@ -65,11 +83,11 @@ func (v *validator) parent(s *ParentStore) error {
 // placed checks that a chunk of an earlier checkpoint lies in a file of it.
 // Those of this one are checked together.
 func (p *PageStore) placed(c *Chunk) error {
-	if c.Store == 0 {
-		return nil
+	if uint64(c.Store) >= uint64(p.Stores()) {
+		return bad("store %d of %d", c.Store, p.Stores()-1)
 	}
-	if uint64(c.Store) > uint64(len(p.Parents)) {
-		return bad("store %d of %d", c.Store, len(p.Parents))
+	if p.Owns(c.Store) {
+		return nil
 	}
 	if size := p.Parents[c.Store-1].Size; c.Offset > size || uint64(c.Stored) > size-c.Offset {
 		return bad("%d bytes at %d of a store of %d", c.Stored, c.Offset, size)
@@ -90,42 +108,53 @@ func (c *Chunk) check() error {
 	return nil
 }
 
-// tiles checks that the chunks of this store, in the order of their offsets, lie
-// back to back from 0 to the end of the file: no byte of it is in two of them, or
-// in none.
+// tiles checks that the chunks of each file of this store, in the order of their
+// offsets, lie back to back from 0 to the end of it: no byte is in two of them, or in
+// none.
 func (p *PageStore) tiles() error {
 	order := make([]int, 0, len(p.Chunks))
 	for i, c := range p.Chunks {
-		if c.Store == 0 {
+		if p.Owns(c.Store) {
 			order = append(order, i)
 		}
 	}
 	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(p.Chunks[a].Offset, p.Chunks[b].Offset) })
-	var at uint64
+	end := make([]uint64, p.Stores()) // of the chunks in each so far
 	for _, i := range order {
 		c := p.Chunks[i]
-		if c.Offset != at {
-			return bad("chunk %d: at %d, want %d", i, c.Offset, at)
+		if c.Offset != end[c.Store] {
+			return bad("chunk %d: at %d, want %d", i, c.Offset, end[c.Store])
 		}
-		at += uint64(c.Stored)
+		end[c.Store] += uint64(c.Stored)
 	}
-	if at != p.Size {
-		return bad("page store: %d bytes, but chunks of %d", p.Size, at)
+	if end[0] != p.Size {
+		return bad("page store: %d bytes, but chunks of %d", p.Size, end[0])
+	}
+	for i, f := range p.More {
+		if at := end[1+len(p.Parents)+i]; at != f.Size || at == 0 {
+			return bad("page store: %s: %d bytes, but chunks of %d", f.File, f.Size, at)
+		}
 	}
 	return nil
 }
 
-// pagesWere refuses what revision 1 of PageStore could not say: it knew no parent
-// and no codec, and had its chunks in the order of the file.
+// pagesWere refuses what older revisions of PageStore could not say: 2 had one file,
+// and 1 knew no parent and no codec, and had its chunks in the order of the file.
 func pagesWere(rev uint16, m proto.Message) error {
 	p, ok := m.(*PageStore)
 	if !ok {
 		return fmt.Errorf("%T is no page store: %w", m, errs.ErrCorrupt)
 	}
-	var last uint64
+	if len(p.More) > 0 {
+		return bad("further files in revision %d", rev)
+	}
+	if rev > 1 {
+		return nil
+	}
 	if len(p.Parents) > 0 {
 		return bad("parents in revision %d", rev)
 	}
+	var last uint64
 	for i, c := range p.Chunks {
 		if c.Store != 0 {
 			return bad("chunk %d: store %d in revision %d", i, c.Store, rev)

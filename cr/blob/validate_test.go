@@ -3,6 +3,7 @@ package blob
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -94,7 +95,21 @@ func TestSpoiledPages(t *testing.T) {
 		{"chunk is missing", func(i *Image) { i.Pages.Chunks[1].Stored = 199 }, "chunk 0"},
 		{"chunk beyond", func(i *Image) { i.Pages.Chunks[1].Offset = 1 << 63 }, "want 0"},
 		{"no store", func(i *Image) { i.Pages = nil }, "no chunk"},
-		{"chunk of no parent", func(i *Image) { i.Pages.Chunks[3].Store = 2 }, "store 2 of 1"},
+		{"chunk of no store", func(i *Image) { i.Pages.Chunks[3].Store = 3 }, "store 3 of 2"},
+		{"chunk of another store", func(i *Image) { i.Pages.Chunks[3].Store, i.Pages.Chunks[3].Offset = 2, 0 }, "want 4096"},
+		{"further file's name", func(i *Image) { i.Pages.More[0].File = "../x" }, "further file 1"},
+		{"further file is the first", func(i *Image) { i.Pages.More[0].File = "pages.img" }, "twice"},
+		{"further file is too large", func(i *Image) { i.Pages.More[0].Size++ }, "pages-2.img: 4097 bytes"},
+		{"further file of nothing", func(i *Image) {
+			i.Pages.More, i.Pages.Chunks[4].Store = append(i.Pages.More, &PageFile{File: "pages-3.img"}), 2
+		}, "pages-3.img: 0 bytes"},
+		{"further files without a first", func(i *Image) { i.Pages.File = "" }, "page store"},
+		{"chunk leaves a gap in a further file", func(i *Image) { i.Pages.Chunks[4].Offset = 1 }, "chunk 4: at 1, want 0"},
+		{"too many further files", func(i *Image) {
+			for n := range maxMore {
+				i.Pages.More = append(i.Pages.More, &PageFile{File: fmt.Sprintf("x-%d", n), Size: 1})
+			}
+		}, "one of"},
 		{"chunk beyond its parent", func(i *Image) { i.Pages.Chunks[3].Offset = 4097 }, "4096 bytes at 4097"},
 		{"chunk far beyond its parent", func(i *Image) { i.Pages.Chunks[3].Offset = 1<<64 - 1 }, "chunk 3"},
 		{"parent's digest", func(i *Image) { i.Pages.Parents[0].State = []byte{1} }, "digest of 1"},
@@ -114,10 +129,10 @@ func TestSpoiledPages(t *testing.T) {
 		{"contents id", func(i *Image) { i.Contents[1].Id = 1 }, "contents id 1"},
 		{"contents size", func(i *Image) { i.Contents[1].Size = 1 << 63 }, "contents 2"},
 		{"contents beyond its end", func(i *Image) { i.Contents[0].Size = 4096 }, "contents 1: pages at 1000"},
-		{"contents from nowhere", func(i *Image) { i.Contents[0].Extents[0].Chunk = 4 }, "no chunk 4"},
+		{"contents from nowhere", func(i *Image) { i.Contents[0].Extents[0].Chunk = 5 }, "no chunk 5"},
 		{"contents many times", func(i *Image) {
 			c := &Contents{Id: 2, Size: 1 << 30}
-			for n := range uint64(6) {
+			for n := range uint64(7) {
 				c.Extents = append(c.Extents, &Extent{Start: n * 4096, Pages: 1})
 			}
 			i.Contents[1] = c

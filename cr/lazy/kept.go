@@ -2,6 +2,7 @@ package lazy
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strconv"
@@ -12,8 +13,8 @@ import (
 
 // kept are the files that engine, guard and server share besides userfaultfds,
 // in the order of a message: plan, journal, record, the image's directory, and the
-// page stores, the image's own first. A page server may have them all, or the
-// image's own.
+// page stores as chunks number them. A page server may have them all, or those of the
+// image itself: then the others are here.
 type kept struct{ files []*os.File }
 
 func (k kept) plan() *os.File    { return k.files[0] }
@@ -28,10 +29,10 @@ func (k kept) dir() *os.File { return k.files[3] }
 // pages opens the page stores.
 func (k kept) pages(index *blob.PageStore) (*mem.Pages, error) {
 	stores := k.stores()
-	if len(stores) == 0 {
-		return nil, errors.New("no page store")
+	if len(stores) != index.Stores() {
+		return nil, fmt.Errorf("%d page stores, want %d", len(stores), index.Stores())
 	}
-	return mem.OpenPages(index, stores[0], stores[1:]...), nil
+	return mem.OpenPages(index, stores...), nil
 }
 
 // stores are the page stores that are here.

@@ -25,11 +25,11 @@ type Pages struct {
 	scratch sync.Pool // *[]byte
 }
 
-// OpenPages reads the store whose record is index, which may be nil, from f, and
-// the chunks of earlier checkpoints from parents. All stay the caller's.
-// Precondition: the image that index is of was validated, and has as many parents.
-func OpenPages(index *blob.PageStore, f io.ReaderAt, parents ...io.ReaderAt) *Pages {
-	return &Pages{index: index, stores: append([]io.ReaderAt{f}, parents...), zstd: sync.OnceValues(newZstdDecoder), scratch: newScratch()}
+// OpenPages reads the store whose record is index, which may be nil, from stores, in
+// the order in which chunks number them. All stay the caller's. Precondition: the
+// image that index is of was validated, and has as many stores.
+func OpenPages(index *blob.PageStore, stores ...io.ReaderAt) *Pages {
+	return &Pages{index: index, stores: stores, zstd: sync.OnceValues(newZstdDecoder), scratch: newScratch()}
 }
 
 // Len is how many chunks there are.
@@ -66,10 +66,14 @@ func (p *Pages) Stored(i int, buf []byte) ([]byte, error) {
 // Name says which chunk i is.
 func (p *Pages) Name(i int) string {
 	c := p.index.Chunks[i]
-	if c.Store == 0 {
-		return fmt.Sprintf("chunk %d at %d", i, c.Offset)
+	if !p.index.Owns(c.Store) {
+		return fmt.Sprintf("chunk %d at %d of the earlier checkpoint %s", i, c.Offset, p.index.Parents[c.Store-1].Dir)
 	}
-	return fmt.Sprintf("chunk %d at %d of the earlier checkpoint %s", i, c.Offset, p.index.Parents[c.Store-1].Dir)
+	file := p.index.File
+	if c.Store > 0 {
+		file = p.index.More[int(c.Store)-1-len(p.index.Parents)].File
+	}
+	return fmt.Sprintf("chunk %d at %d of %s", i, c.Offset, file)
 }
 
 // read looks at all sizes before it uses them.

@@ -121,9 +121,11 @@ func rest(f *os.File, from io.ReaderAt, size uint64) error {
 // the chunks of them that are needed.
 func (c *Client) stores(ctx context.Context, r *dir.Receiver, index *blob.PageStore, all bool) error {
 	from := c.Pages(ctx, index)
-	own := &transfer{index: index, size: int64(index.GetSize()), from: from}
-	if err := own.take(ctx, r, index.GetFile()); err != nil {
-		return err
+	for _, f := range index.OwnFiles() {
+		own := &transfer{n: int(f.Store), index: index, size: int64(f.Size), from: from}
+		if err := own.take(ctx, r, f.Name); err != nil {
+			return err
+		}
 	}
 	if !all {
 		return nil
@@ -140,10 +142,11 @@ func (c *Client) stores(ctx context.Context, r *dir.Receiver, index *blob.PageSt
 // Pages reads the page stores from the server, until ctx ends; those of earlier
 // checkpoints from parents, if there are any: then they are all there.
 func (c *Client) Pages(ctx context.Context, index *blob.PageStore, parents ...io.ReaderAt) *mem.Pages {
-	for i := len(parents); i < len(index.GetParents()); i++ {
-		parents = append(parents, c.Store(ctx, i+1))
+	stores := append([]io.ReaderAt{c.Store(ctx, 0)}, parents...)
+	for i := len(stores); i < index.Stores(); i++ {
+		stores = append(stores, c.Store(ctx, i))
 	}
-	return mem.OpenPages(index, c.Store(ctx, 0), parents...)
+	return mem.OpenPages(index, stores...)
 }
 
 // transfer is one page store on its way: that with the number n.
@@ -154,11 +157,8 @@ type transfer struct {
 	from  *mem.Pages
 }
 
-// take takes the store under a name; without one there is nothing to take.
+// take takes the store under a name.
 func (t *transfer) take(ctx context.Context, r *dir.Receiver, name string) error {
-	if name == "" {
-		return nil
-	}
 	whole := func(f *os.File) error { return t.whole(ctx, f) }
 	if err := r.Take(name, whole, func(f *os.File) error { return t.bring(ctx, f) }); err != nil {
 		return err
@@ -168,9 +168,9 @@ func (t *transfer) take(ctx context.Context, r *dir.Receiver, name string) error
 
 // local reads the chunks of the transfer from f.
 func (t *transfer) local(f *os.File) *mem.Pages {
-	stores := make([]io.ReaderAt, 1+len(t.index.GetParents()))
+	stores := make([]io.ReaderAt, t.index.Stores())
 	stores[t.n] = f
-	return mem.OpenPages(t.index, stores[0], stores[1:]...)
+	return mem.OpenPages(t.index, stores...)
 }
 
 // lacking calls do for each chunk that f does not have, several at once.

@@ -88,9 +88,13 @@ func (s *Server) open(image *dir.Dir) error {
 	if err != nil {
 		return err
 	}
-	sizes := []uint64{image.Image().Pages.GetSize()}
-	for _, p := range image.Image().Pages.GetParents() {
-		sizes = append(sizes, p.Size)
+	index := image.Image().Pages
+	sizes := make([]uint64, len(stores))
+	for _, o := range index.OwnFiles() {
+		sizes[o.Store] = o.Size
+	}
+	for i, p := range index.GetParents() {
+		sizes[i+1] = p.Size
 	}
 	for i, f := range stores {
 		s.objects[kindStore] = append(s.objects[kindStore], object{f, sizes[i]})

@@ -122,7 +122,7 @@ func TestFetch(t *testing.T) {
 		}
 		want := []string{"state.img", dirtest.Tmpfs}
 		if part != pageserver.NoPages {
-			want = append(want, dirtest.Pages)
+			want = append(want, dirtest.Pages, dirtest.More)
 		}
 		sameFiles(t, s.dir, to, want...)
 		if got, err := os.ReadDir(to); err != nil || len(got) != len(want) {
@@ -154,7 +154,7 @@ func TestSix(t *testing.T) {
 	if err := client(t, r).Fetch(t.Context(), to, pageserver.AllPages); err != nil {
 		t.Fatal(err)
 	}
-	sameFiles(t, s.dir, to, dirtest.Pages)
+	sameFiles(t, s.dir, to, dirtest.Pages, dirtest.More)
 }
 
 // TestFetchOther: a directory with another checkpoint is left as it is.
@@ -295,22 +295,23 @@ func TestHostile(t *testing.T) {
 		return string(binary.LittleEndian.AppendUint32(b, length))
 	}
 	for name, tt := range map[string]struct{ say, want string }{
-		"no greeting":     {strings.Repeat("x", 16), ""},
-		"other version":   {"\x89STSPSV\n\x02\x00\x00\x00\x00\x00\x00\x00", ""},
-		"end of a store":  {greeting + ask('P', 0, 3*4096-1, 2), "no such bytes"},
-		"behind":          {greeting + ask('P', 0, 1<<63, 1), "no such bytes"},
-		"wraps":           {greeting + ask('P', 0, ^uint64(0), 1), "no such bytes"},
-		"other store":     {greeting + ask('P', 1, 0, 1), "no such bytes"},
-		"last store":      {greeting + ask('P', ^uint32(0), 0, 1), "no such bytes"},
-		"other archive":   {greeting + ask('A', 1, 0, 1), "no such bytes"},
-		"other state":     {greeting + ask('S', 1, 0, 1), "no such bytes"},
-		"much":            {greeting + ask('P', 0, 0, 1<<20+1), ""},
-		"nothing":         {greeting + ask('P', 0, 0, 0), ""},
-		"another kind":    {greeting + ask('F', 0, 0, 1), ""},
-		"half a request":  {greeting + ask('P', 0, 0, 1)[:7], ""},
-		"a name":          {greeting + "/etc/passwd\x00\x00\x00\x00\x00\x00\x00\x00\x00", ""},
-		"a TLS message":   {greeting + "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + strings.Repeat("\x00", 9), ""},
-		"good, then junk": {greeting + ask('P', 0, 0, 1) + strings.Repeat("\xff", 20), "\xa5"},
+		"no greeting":           {strings.Repeat("x", 16), ""},
+		"other version":         {"\x89STSPSV\n\x02\x00\x00\x00\x00\x00\x00\x00", ""},
+		"end of a store":        {greeting + ask('P', 0, 2*4096-1, 2), "no such bytes"},
+		"end of a further file": {greeting + ask('P', 1, 4096-1, 2), "no such bytes"},
+		"behind":                {greeting + ask('P', 0, 1<<63, 1), "no such bytes"},
+		"wraps":                 {greeting + ask('P', 0, ^uint64(0), 1), "no such bytes"},
+		"other store":           {greeting + ask('P', 2, 0, 1), "no such bytes"},
+		"last store":            {greeting + ask('P', ^uint32(0), 0, 1), "no such bytes"},
+		"other archive":         {greeting + ask('A', 1, 0, 1), "no such bytes"},
+		"other state":           {greeting + ask('S', 1, 0, 1), "no such bytes"},
+		"much":                  {greeting + ask('P', 0, 0, 1<<20+1), ""},
+		"nothing":               {greeting + ask('P', 0, 0, 0), ""},
+		"another kind":          {greeting + ask('F', 0, 0, 1), ""},
+		"half a request":        {greeting + ask('P', 0, 0, 1)[:7], ""},
+		"a name":                {greeting + "/etc/passwd\x00\x00\x00\x00\x00\x00\x00\x00\x00", ""},
+		"a TLS message":         {greeting + "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + strings.Repeat("\x00", 9), ""},
+		"good, then junk":       {greeting + ask('P', 0, 0, 1) + strings.Repeat("\xff", 20), "\xa5"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, err := s.raw(t, func(*tls.Config) {})

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stasis-cr/stasis/cr"
+	"github.com/stasis-cr/stasis/cr/blob/dir"
 )
 
 // roundFigures are those of one round.
@@ -112,8 +113,8 @@ func another(before, now roundFigures, downtime, most time.Duration) bool {
 }
 
 // fetched serves a round until the other side has it, and gives its space back.
-func (m *source) fetched(ctx context.Context, dir string, n int) (took time.Duration, err error) {
-	s, err := serve(ctx, dir, m.w, m.o, m.log)
+func (m *source) fetched(ctx context.Context, path string, n int) (took time.Duration, err error) {
+	s, err := serve(ctx, path, m.w, m.o, m.log)
 	if err != nil {
 		return 0, err
 	}
@@ -124,7 +125,22 @@ func (m *source) fetched(ctx context.Context, dir string, n int) (took time.Dura
 	if err != nil {
 		return 0, err
 	}
-	return done.Took, empty(filepath.Join(dir, cr.PagesFile))
+	return done.Took, emptyPages(path)
+}
+
+// emptyPages gives back the space of a round's pages: the next ones need its state.
+func emptyPages(path string) (err error) {
+	image, err := dir.OpenState(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, image.Close()) }()
+	for _, f := range image.Image().Pages.OwnFiles() {
+		if err := empty(filepath.Join(path, f.Name)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // empty gives back the space of a file that keeps its size. A file system that

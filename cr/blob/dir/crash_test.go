@@ -53,7 +53,11 @@ func write(t *testing.T, w *dir.Writer) error {
 	t.Helper()
 	img := dirtest.Image(t)
 	img.Container.Id = "new"
-	for name, n := range map[string]uint64{dirtest.Pages: img.Pages.GetSize(), dirtest.Tmpfs: 1024} {
+	sizes := map[string]uint64{dirtest.Tmpfs: 1024}
+	for _, f := range img.Pages.OwnFiles() {
+		sizes[f.Name] = f.Size
+	}
+	for name, n := range sizes {
 		f, err := w.Create(name)
 		if err != nil {
 			return err
@@ -124,7 +128,7 @@ func TestFail(t *testing.T) {
 				wantNames(t, path)
 				return
 			}
-			wantNames(t, path, blob.StateFile, dirtest.Pages, dirtest.Tmpfs)
+			wantNames(t, path, blob.StateFile, dirtest.Pages, dirtest.More, dirtest.Tmpfs)
 			wantVisible(t, path, true, false)
 		})
 	}

@@ -161,9 +161,9 @@ func digest(root *os.Root) ([]byte, error) {
 	return sum.Sum(nil), nil
 }
 
-// Stores opens the page store and those of earlier checkpoints that the image
-// needs, in the order in which its chunks number them; the first is nil if the
-// image has none. The caller closes them. Each earlier checkpoint must be the one
+// Stores opens the files of the page store and those of earlier checkpoints that
+// the image needs, in the order in which its chunks number them; the first is nil if
+// the image has none. The caller closes them. Each earlier checkpoint must be the one
 // that the image was made after, to the bit.
 func (d *Dir) Stores() (files []*os.File, err error) {
 	return d.stores(func(_ int, p *blob.ParentStore) (*os.File, error) { return d.Parent(p) })
@@ -174,24 +174,33 @@ func (d *Dir) stores(open func(i int, p *blob.ParentStore) (*os.File, error)) (f
 	defer func() {
 		if err != nil {
 			for _, f := range files {
-				err = errors.Join(err, f.Close())
+				if f != nil {
+					err = errors.Join(err, f.Close())
+				}
 			}
 			files = nil
 		}
 	}()
-	var own *os.File
-	if name := d.img.Pages.GetFile(); name != "" {
-		if own, err = d.Open(name); err != nil {
-			return nil, err
+	add := func(f *os.File, err error) error {
+		if err == nil {
+			files = append(files, f)
 		}
+		return err
 	}
-	files = append(files, own)
+	if name := d.img.Pages.GetFile(); name == "" {
+		files = append(files, nil)
+	} else if err := add(d.Open(name)); err != nil {
+		return files, err
+	}
 	for i, p := range d.img.Pages.GetParents() {
-		f, err := open(i, p)
-		if err != nil {
+		if err := add(open(i, p)); err != nil {
 			return files, err
 		}
-		files = append(files, f)
+	}
+	for _, f := range d.img.Pages.GetMore() {
+		if err := add(d.Open(f.File)); err != nil {
+			return files, err
+		}
 	}
 	return files, nil
 }
@@ -280,8 +289,8 @@ type namedFile struct {
 // named lists the files that make up the checkpoint besides state.img.
 func named(img *blob.Image) []namedFile {
 	var list []namedFile
-	if p := img.Pages; p.GetFile() != "" {
-		list = append(list, namedFile{p.GetFile(), p.GetSize()})
+	for _, f := range img.Pages.OwnFiles() {
+		list = append(list, namedFile{f.Name, f.Size})
 	}
 	for _, t := range img.Namespaces.GetTmpfs() {
 		if t.GetArchive() != "" {

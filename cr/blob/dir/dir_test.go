@@ -56,7 +56,7 @@ func open(t *testing.T, path string) *dir.Dir {
 func TestWriteThenOpen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a", "b")
 	dirtest.Write(t, path)
-	wantNames(t, path, blob.StateFile, dirtest.Pages, dirtest.Tmpfs)
+	wantNames(t, path, blob.StateFile, dirtest.Pages, dirtest.More, dirtest.Tmpfs)
 	for _, n := range append(names(t, path), ".") {
 		st, err := os.Lstat(filepath.Join(path, n))
 		if err != nil {
@@ -75,7 +75,7 @@ func TestWriteThenOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if b, err := io.ReadAll(f); err != nil || len(b) != 3*4096 {
+	if b, err := io.ReadAll(f); err != nil || len(b) != 2*4096 {
 		t.Errorf("read %d bytes of pages, %v", len(b), err)
 	}
 	if _, err := d.Open(blob.StateFile); !errors.Is(err, fs.ErrNotExist) {
@@ -92,9 +92,9 @@ func TestReplace(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := [][]string{
-		{dirtest.Pages, dirtest.Tmpfs},
-		{"pages.1.img", "tmpfs-1.1.tar"},
-		{dirtest.Pages, dirtest.Tmpfs},
+		{dirtest.Pages, dirtest.More, dirtest.Tmpfs},
+		{"pages.1.img", "pages-2.1.img", "tmpfs-1.1.tar"},
+		{dirtest.Pages, dirtest.More, dirtest.Tmpfs},
 	}
 	for i, files := range want {
 		w, err := dir.Create(path)
@@ -109,8 +109,8 @@ func TestReplace(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantNames(t, path, append(files, blob.StateFile, "dump.log")...)
-		if got := open(t, path).Image().Pages.GetFile(); got != files[0] {
-			t.Errorf("round %d: pages in %s, want %s", i, got, files[0])
+		if got := open(t, path).Image().Pages.OwnFiles(); got[0].Name != files[0] || got[1].Name != files[1] {
+			t.Errorf("round %d: pages in %v, want %v", i, got, files)
 		}
 	}
 }
@@ -134,7 +134,7 @@ func TestAbort(t *testing.T) {
 	if _, err := os.Lstat(made); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the directory that Create made is still there: %v", err)
 	}
-	wantNames(t, old, blob.StateFile, dirtest.Pages, dirtest.Tmpfs)
+	wantNames(t, old, blob.StateFile, dirtest.Pages, dirtest.More, dirtest.Tmpfs)
 	open(t, old)
 }
 

@@ -202,6 +202,11 @@ func (w *Writer) rename(img *blob.Image) {
 		if img.Pages != nil && img.Pages.File == e.name {
 			img.Pages.File = e.final
 		}
+		for _, f := range img.Pages.GetMore() {
+			if f.File == e.name {
+				f.File = e.final
+			}
+		}
 		for _, t := range img.Namespaces.GetTmpfs() {
 			if t.Archive == e.name {
 				t.Archive = e.final

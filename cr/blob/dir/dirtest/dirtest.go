@@ -15,6 +15,7 @@ import (
 // Names of the files that an image of this package uses besides the state.
 const (
 	Pages = "pages.img"
+	More  = "pages-2.img"
 	Tmpfs = "tmpfs-1.tar"
 )
 
@@ -45,10 +46,10 @@ func Image(tb testing.TB) *blob.Image {
 		FDTables:  tables(),
 		MMs:       []*blob.MM{mm(1, 0), mm(2, 1)},
 		Processes: processes(),
-		Pages: &blob.PageStore{File: Pages, Size: 3 * 4096, Chunks: []*blob.Chunk{
+		Pages: &blob.PageStore{File: Pages, Size: 2 * 4096, Chunks: []*blob.Chunk{
 			{Offset: 0, Stored: 2 * 4096, Raw: 2 * 4096, Crc: sum(page(2))},
-			{Offset: 2 * 4096, Stored: 4096, Raw: 4096, Crc: sum(page(1))},
-		}},
+			{Offset: 0, Stored: 4096, Raw: 4096, Crc: sum(page(1)), Store: 1},
+		}, More: []*blob.PageFile{{File: More, Size: 4096}}},
 	}
 }
 
@@ -151,7 +152,7 @@ func write(tb testing.TB, path string, img *blob.Image) {
 // Fill writes the files that Image names.
 func Fill(tb testing.TB, w *dir.Writer) {
 	tb.Helper()
-	for name, b := range map[string][]byte{Pages: page(3), Tmpfs: tmpfsBytes} {
+	for name, b := range map[string][]byte{Pages: page(2), More: page(1), Tmpfs: tmpfsBytes} {
 		f, err := w.Create(name)
 		if err != nil {
 			tb.Fatal(err)
