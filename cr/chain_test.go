@@ -15,8 +15,12 @@ import (
 	"github.com/stasis-cr/stasis/cr/mem"
 )
 
-// chainLinks is how many checkpoints the chain of the tests has.
-const chainLinks = 3
+// chainLinks is how many checkpoints the chain of the tests has. The needed chunk of
+// spreadLink is in its second file.
+const (
+	chainLinks = 3
+	spreadLink = 1
+)
 
 func linkPage(n int) []byte { return bytes.Repeat([]byte{byte('a' + n), 'x'}, mem.PageSize/2) }
 
@@ -49,6 +53,11 @@ func link(t *testing.T, at string, n int, extents []*blob.Extent, before *mem.Pa
 	img.MMs[0].Extents = append(slices.Clone(extents), &blob.Extent{Start: 0x501000 + uint64(n)*mem.PageSize, Pages: 1, Chunk: chunk})
 	img.MMs[1].Extents = nil
 	img.Pages = store.Index(PagesFile)
+	if n == spreadLink {
+		more, err := w.Create(pagesFiles()[1])
+		ok(t, err)
+		moveLast(t, img.Pages, f, more)
+	}
 	img.Prune()
 	ok(t, w.Commit(img))
 	digest, err := dir.Digest(at)
@@ -57,6 +66,21 @@ func link(t *testing.T, at string, n int, extents []*blob.Extent, before *mem.Pa
 	ok(t, err)
 	defer d.Close()
 	return d.Image().MMs[0].Extents, mem.NewParent(d.Image().Pages, "../"+filepath.Base(at), digest)
+}
+
+// moveLast takes the last chunk of f, the only file of a store, to a second one.
+func moveLast(t *testing.T, index *blob.PageStore, f, more *os.File) {
+	t.Helper()
+	c := index.Chunks[len(index.Chunks)-1]
+	b := make([]byte, c.Stored)
+	_, err := f.ReadAt(b, int64(c.Offset))
+	ok(t, err)
+	_, err = more.Write(b)
+	ok(t, err)
+	ok(t, f.Truncate(int64(c.Offset)))
+	index.Size = c.Offset
+	index.More = []*blob.PageFile{{File: pagesFiles()[1], Size: uint64(c.Stored)}}
+	c.Store, c.Offset = uint32(index.Stores()-1), 0
 }
 
 func ok(t *testing.T, err error) {
@@ -128,7 +152,7 @@ func TestBrokenChain(t *testing.T) {
 			ok(t, os.RemoveAll(root+"/0"))
 			dirtest.Write(t, root+"/0")
 		}, want: errs.ErrCorrupt},
-		"cut": {spoil: func(t *testing.T, root string) { ok(t, os.Truncate(root+"/1/"+PagesFile, 9)) }, want: errs.ErrCorrupt},
+		"cut": {spoil: func(t *testing.T, root string) { ok(t, os.Truncate(root+"/1/"+pagesFiles()[spreadLink], 9)) }, want: errs.ErrCorrupt},
 		"flipped": {spoil: func(t *testing.T, root string) {
 			b, err := os.ReadFile(root + "/0/" + PagesFile)
 			ok(t, err)

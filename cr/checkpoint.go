@@ -17,8 +17,18 @@ import (
 	"github.com/stasis-cr/stasis/cr/undo"
 )
 
-// PagesFile is the page store's name in the image directory.
+// PagesFile is the page store's name in the image directory. What is written beside it
+// of a large one is in pages-2.img and so on.
 const PagesFile = "pages.img"
+
+// pagesFiles are the names of all files that a page store may be spread over.
+func pagesFiles() []string {
+	names := []string{PagesFile}
+	for n := 2; n <= mem.Files(); n++ {
+		names = append(names, fmt.Sprintf("pages-%d.img", n))
+	}
+	return names
+}
 
 // Checkpoint writes a running or paused container into an image directory. With
 // LeaveRunning the container goes on in the state in which it was; otherwise it
@@ -78,7 +88,7 @@ func (s *still) save(ctx context.Context, codec blob.Chunk_Codec) (_ *blob.Image
 		return nil, err
 	}
 	u.Add(func(context.Context) error { return s.image.Abort() })
-	pages, err := s.image.Create(PagesFile)
+	pages, err := s.createPages()
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +96,7 @@ func (s *still) save(ctx context.Context, codec blob.Chunk_Codec) (_ *blob.Image
 	if err != nil {
 		return nil, err
 	}
-	s.store = mem.NewStore(pages, mem.StoreOptions{Codec: codec, Parent: before.store()})
+	s.store = mem.NewStore(pages[0], mem.StoreOptions{Codec: codec, Parent: before.store(), More: pages[1:]})
 	if s.pre, err = startPrecopy(ctx, s.c, s.o, before, s.store, s.log); err != nil {
 		return nil, err
 	}
@@ -124,8 +134,32 @@ func (s *still) save(ctx context.Context, codec blob.Chunk_Codec) (_ *blob.Image
 	return img, nil
 }
 
+// createPages makes the files of the page store.
+func (s *still) createPages() (files []*os.File, err error) {
+	for _, name := range pagesFiles() {
+		f, err := s.image.Create(name)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// index is the record of the page store, and gives up the files that it does not need.
+func (s *still) index() (*blob.PageStore, error) {
+	names := pagesFiles()
+	index := s.store.Index(names[0], names[1:]...)
+	for _, unused := range names[1+len(index.More):] {
+		if err := s.image.Discard(unused); err != nil {
+			return nil, err
+		}
+	}
+	return index, nil
+}
+
 // commit makes the image visible when its pages are in the store.
-func (s *still) commit(ctx context.Context, img *blob.Image) error {
+func (s *still) commit(ctx context.Context, img *blob.Image) (err error) {
 	if err := s.stored(ctx); err != nil {
 		return err
 	}
@@ -133,7 +167,9 @@ func (s *still) commit(ctx context.Context, img *blob.Image) error {
 		return err
 	}
 	img.Container.LeftRunning = s.o.LeaveRunning
-	img.Pages = s.store.Index(PagesFile)
+	if img.Pages, err = s.index(); err != nil {
+		return err
+	}
 	img.Prune()
 	return s.image.Commit(img)
 }
@@ -242,7 +278,7 @@ func (s *Stats) count(img *blob.Image) {
 	for _, p := range img.Processes {
 		s.Threads += len(p.Threads)
 	}
-	s.PagesBytes = int64(img.Pages.GetSize())
+	s.PagesBytes = int64(img.Pages.OwnSize())
 }
 
 // treeSize adds up the files of a flat directory.

@@ -1,8 +1,10 @@
 package mem
 
 import (
+	"cmp"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path"
 	"sync"
@@ -18,7 +20,16 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type StoreOptions struct {
 	Codec  blob.Chunk_Codec // of chunks that shrink by it
 	Parent *Parent          // an earlier checkpoint whose chunks may be named; nil: none
+	// More are further files to spread a large store over, as f of NewStore is one.
+	More []*os.File
 }
+
+// Files is how many files a large store is spread over.
+func Files() int { return workers() }
+
+// spreadFrom is how many bytes a store holds for each file that it is spread over: a
+// small one has a single file.
+const spreadFrom = 32 << 20
 
 // Parent is an earlier checkpoint as the store of a later one sees it: what is
 // chunk i there is chunk i here.
@@ -34,6 +45,9 @@ func NewParent(index *blob.PageStore, dir string, digest []byte) *Parent {
 	for _, s := range index.GetParents() {
 		p.stores = append(p.stores, &blob.ParentStore{Dir: path.Join(dir, s.Dir), State: s.State, File: s.File, Size: s.Size})
 	}
+	for _, f := range index.GetMore() {
+		p.stores = append(p.stores, &blob.ParentStore{Dir: dir, State: digest, File: f.File, Size: f.Size})
+	}
 	for _, c := range index.GetChunks() {
 		c = proto.CloneOf(c)
 		c.Store++
@@ -42,10 +56,11 @@ func NewParent(index *blob.PageStore, dir string, digest []byte) *Parent {
 	return p
 }
 
-// Store writes the page store: chunks back to back in one file, in the order in
-// which workers finish them. It is safe for concurrent use.
+// Store writes the page store: chunks back to back, in the order in which workers
+// finish them. The kernel lets one write to a file at a time (i_rwsem; mm/shmem.c and
+// the file systems take it for all of it), so workers that write at once have files of
+// their own. It is safe for concurrent use.
 type Store struct {
-	f    *os.File
 	enc  *encoder
 	pool pool // of the savers
 
@@ -55,18 +70,36 @@ type Store struct {
 	backs sync.Pool // *readBack
 
 	mu     sync.Mutex
-	size   uint64
+	size   uint64 // of all files
+	files  []*storeFile
 	chunks []*blob.Chunk
 
 	parents []*blob.ParentStore
 }
 
-// NewStore writes to f, which is open for reading, too, and stays the caller's.
+// storeFile is one of the files that a store is spread over.
+type storeFile struct {
+	f       *os.File
+	store   uint32 // its number, as chunks say it
+	size    uint64
+	writers int // that are at it
+}
+
+// NewStore writes to f, which is open for reading, too, and stays the caller's, as do
+// all files in o.
 func NewStore(f *os.File, o StoreOptions) *Store {
-	s := &Store{f: f, enc: newEncoder(o.Codec), twins: newTwins(), back: OpenPages(nil, f)}
+	s := &Store{enc: newEncoder(o.Codec), twins: newTwins()}
 	if o.Parent != nil {
 		s.chunks, s.parents = o.Parent.chunks, o.Parent.stores
 	}
+	stores := make([]io.ReaderAt, 1+len(s.parents)) // nothing of parents is compared with
+	stores[0] = f
+	s.files = append(s.files, &storeFile{f: f})
+	for _, more := range o.More {
+		s.files = append(s.files, &storeFile{f: more, store: uint32(len(stores))})
+		stores = append(stores, more)
+	}
+	s.back = OpenPages(nil, stores...)
 	return s
 }
 
@@ -110,17 +143,35 @@ func (s *Store) put(i uint32, raw []byte) error {
 // write appends the stored bytes of a chunk.
 func (s *Store) write(i uint32, stored []byte, raw int, codec blob.Chunk_Codec) error {
 	c := &blob.Chunk{Stored: uint32(len(stored)), Raw: uint32(raw), Codec: codec, Crc: crc32.Checksum(stored, castagnoli)}
-	s.mu.Lock()
-	c.Offset = s.size
-	s.size += uint64(len(stored))
-	s.mu.Unlock()
-	if _, err := s.f.WriteAt(stored, int64(c.Offset)); err != nil {
-		return fmt.Errorf("page store: %w", err)
-	}
+	to := s.place(c)
+	_, err := to.f.WriteAt(stored, int64(c.Offset))
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	to.writers--
+	if err != nil {
+		return fmt.Errorf("page store: %w", err)
+	}
 	s.chunks[i] = c // not before it can be read
 	return nil
+}
+
+// place gives a chunk its place: at the end of the file that fewest write to, and of
+// those of the smallest.
+func (s *Store) place(c *blob.Chunk) *storeFile {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	most := min(len(s.files), 1+int(s.size/spreadFrom))
+	to := s.files[0]
+	for _, f := range s.files[1:most] {
+		if cmp.Or(cmp.Compare(f.writers, to.writers), cmp.Compare(f.size, to.size)) < 0 {
+			to = f
+		}
+	}
+	to.writers++
+	c.Store, c.Offset = to.store, to.size
+	to.size += uint64(c.Stored)
+	s.size += uint64(c.Stored)
+	return to
 }
 
 // chunk is what is known of a chunk: nothing if it is not written yet.
@@ -147,10 +198,17 @@ func (s *Store) Size() int64 {
 	return int64(s.size)
 }
 
-// Index returns the store's record; name is its file's name in the image
-// directory. Precondition: nothing is being put.
-func (s *Store) Index(name string) *blob.PageStore {
+// Index returns the store's record; name is its file's name in the image directory,
+// and more are those of the further files, of which only the first ones may be used:
+// the record names no others. Precondition: nothing is being put.
+func (s *Store) Index(name string, more ...string) *blob.PageStore {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &blob.PageStore{File: name, Size: s.size, Chunks: s.chunks, Parents: s.parents}
+	index := &blob.PageStore{File: name, Size: s.files[0].size, Chunks: s.chunks, Parents: s.parents}
+	for i, f := range s.files[1:] {
+		if f.size > 0 { // else those that follow hold nothing either
+			index.More = append(index.More, &blob.PageFile{File: more[i], Size: f.size})
+		}
+	}
+	return index
 }

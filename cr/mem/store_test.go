@@ -138,3 +138,82 @@ func TestRestoreContentsIsBounded(t *testing.T) {
 		t.Errorf("%d bytes, %v", st.Size(), err)
 	}
 }
+
+// spreadStore writes so much that the store has chunks in both of its files.
+func spreadStore(t *testing.T, o StoreOptions) (*Store, []*os.File) {
+	t.Helper()
+	files := []*os.File{tempFile(t), tempFile(t)}
+	o.More = files[1:]
+	s := NewStore(files[0], o)
+	for i := range uint64(spreadFrom/ChunkSize + 2) {
+		if _, err := s.Put(noise(i, ChunkSize)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s, files
+}
+
+// TestSpread: a small store has one file, a large one several, which together hold
+// each chunk once.
+func TestSpread(t *testing.T) {
+	s, files := spreadStore(t, StoreOptions{})
+	index := s.Index("a", "b")
+	if len(index.More) != 1 || index.More[0].File != "b" || index.Size != spreadFrom || index.More[0].Size != 2*ChunkSize {
+		t.Fatalf("files: %d bytes, %v", index.Size, index.More)
+	}
+	if got := index.OwnSize(); got != uint64(s.Size()) {
+		t.Errorf("%d bytes, want %d", got, s.Size())
+	}
+	p, buf := OpenPages(index, files[0], files[1]), make([]byte, ChunkSize)
+	for i := range p.Len() {
+		if b, err := p.Chunk(i, buf); err != nil || !bytes.Equal(b, noise(uint64(i), ChunkSize)) {
+			t.Errorf("chunk %d: %v", i, err)
+		}
+	}
+	if one := NewStore(tempFile(t), StoreOptions{More: []*os.File{tempFile(t)}}); len(one.Index("a", "b").More) > 0 {
+		t.Error("an empty store has two files")
+	}
+}
+
+// TestSpreadParent: what builds upon a store of several files, and is spread itself,
+// names the right one for each chunk.
+func TestSpreadParent(t *testing.T) {
+	before, older := spreadStore(t, StoreOptions{})
+	parent := NewParent(before.Index("a", "b"), "../before", make([]byte, 32))
+	s, newer := spreadStore(t, StoreOptions{Parent: parent})
+	index := s.Index("c", "d")
+	if len(index.Parents) != 2 || index.Parents[0].File != "a" || index.Parents[1].File != "b" || index.Stores() != 4 {
+		t.Fatalf("parents: %v", index.Parents)
+	}
+	p, buf := OpenPages(index, newer[0], older[0], older[1], newer[1]), make([]byte, ChunkSize)
+	for i := range p.Len() {
+		if b, err := p.Chunk(i, buf); err != nil || !bytes.Equal(b, noise(uint64(i%(p.Len()/2)), ChunkSize)) {
+			t.Errorf("%s: %v", p.Name(i), err)
+		}
+	}
+}
+
+// TestSpreadWriters: workers that write at once have files of their own as soon as
+// the store is large, and one that can't write leaves its place to others.
+func TestSpreadWriters(t *testing.T) {
+	s, files := spreadStore(t, StoreOptions{})
+	var got []*os.File
+	for range 3 {
+		got = append(got, s.place(&blob.Chunk{Stored: 1}).f)
+	}
+	if got[0] != files[1] || got[1] != files[0] || got[2] != files[1] {
+		t.Errorf("three at once: %v of %v", got, files)
+	}
+	for _, f := range s.files {
+		f.writers = 0
+	}
+	if err := files[1].Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Put(noise(1, PageSize)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("put into a closed file: %v", err)
+	}
+	if s.files[1].writers != 0 {
+		t.Errorf("%d writers are left", s.files[1].writers)
+	}
+}

@@ -148,7 +148,7 @@ func (r *readBack) same(at slot, page []byte) (bool, error) {
 	case c.Raw == 0:
 		return false, nil
 	case c.Codec == blob.Chunk_RAW:
-		_, err := r.store.f.ReadAt(r.page, int64(c.Offset)+int64(at.page)*PageSize)
+		_, err := r.store.back.stores[c.Store].ReadAt(r.page, int64(c.Offset)+int64(at.page)*PageSize)
 		return err == nil && string(r.page) == string(page), err
 	case !r.have || r.chunk != at.chunk:
 		if !r.store.worth.more() {
