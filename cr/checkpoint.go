@@ -37,6 +37,7 @@ func pagesFiles() []string {
 func Checkpoint(ctx context.Context, o CheckpointOptions) (stats Stats, err error) {
 	runtime.LockOSThread() // every ptrace call comes from here; never unlocked
 	moreThreads()
+	takeBallast()
 	begin := time.Now()
 	log := logger(o.Log)
 	o.LeaveRunning = o.LeaveRunning || o.PreDump

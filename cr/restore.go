@@ -29,6 +29,7 @@ import (
 func Restore(ctx context.Context, o RestoreOptions) (exit int, err error) {
 	runtime.LockOSThread() // every ptrace call comes from here; never unlocked
 	moreThreads()
+	takeBallast()
 	begin := time.Now()
 	log := logger(o.Log)
 	gate, err := joinGate(&o)
