@@ -100,11 +100,12 @@ func look(ctx context.Context, c *container, o *CheckpointOptions) ([]error, err
 			c.calls.Look(pid, tid)
 		}
 	}
+	maps := readAhead(running)
 	refusals = append(refusals, sharers(running, number)...)
 	refusals = append(refusals, namespaces.Check(ctx, c.initPID, tasks, c.spec)...)
 	objects := newObjects(c, o, noContents{}, func(host int) int { return number[host] }, true)
 	for _, pid := range pids {
-		if err := surveyProcess(ctx, c, object.ProcRef{HostPID: pid, PID: number[pid]}, objects); err != nil && !vanished(err) {
+		if err := surveyProcess(ctx, c, object.ProcRef{HostPID: pid, PID: number[pid]}, objects, maps); err != nil && !vanished(err) {
 			refusals = append(refusals, flatten(err)...)
 		}
 	}
@@ -119,7 +120,7 @@ type noContents struct{}
 
 func (noContents) Write(context.Context, io.ReaderAt, int64) (uint32, error) { return 1, nil }
 
-func surveyProcess(ctx context.Context, c *container, ref object.ProcRef, objects *object.Capture) error {
+func surveyProcess(ctx context.Context, c *container, ref object.ProcRef, objects *object.Capture, maps readMaps) error {
 	st, err := procfs.ReadStatus(ref.HostPID)
 	if err != nil {
 		return err
@@ -140,7 +141,7 @@ func surveyProcess(ctx context.Context, c *container, ref object.ProcRef, object
 		_, err := objects.Path(ctx, ref, link)
 		all = append(all, err)
 	}
-	return errors.Join(append(all, surveyMappings(ctx, c, ref, objects))...)
+	return errors.Join(append(all, surveyMappings(ctx, c, ref, objects, maps))...)
 }
 
 // outsiders refuses processes in the container's cgroup that do not descend

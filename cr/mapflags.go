@@ -1,6 +1,8 @@
 package cr
 
 import (
+	"maps"
+	"runtime"
 	"slices"
 
 	"github.com/stasis-cr/stasis/cr/procfs"
@@ -31,20 +33,55 @@ const smapsQuick = 2 << 20
 // mappings lists the mappings of a stopped process.
 func (f *mapFlags) mappings(pid int) ([]procfs.SMap, error) {
 	if !f.exact && resident(f.before[pid]) > smapsQuick {
-		maps, err := procfs.ReadMaps(pid)
+		now, err := procfs.ReadMaps(pid)
 		if err != nil {
 			return nil, err
 		}
-		if known, ok := withFlags(maps, f.before[pid]); ok {
+		if known, ok := withFlags(now, f.before[pid]); ok {
 			f.taken[pid] = known
 			return known, nil
 		}
 	}
-	maps, err := procfs.ReadSMaps(pid)
-	for i := range maps {
-		maps[i].Flags &^= ours
+	all, err := procfs.ReadSMaps(pid)
+	for i := range all {
+		all[i].Flags &^= ours
 	}
-	return maps, err
+	return all, err
+}
+
+// readMaps reads the mappings of a process of the host.
+type readMaps func(pid int) ([]procfs.SMap, error)
+
+// readAhead reads the mappings of processes, of one for each CPU at a time, and
+// returns what waits for those of one. Each can be asked for once; what nobody asks for
+// is read for nothing.
+func readAhead(pids []int) readMaps {
+	type answer struct {
+		maps []procfs.SMap
+		err  error
+	}
+	answers := map[int]chan answer{}
+	for _, pid := range pids {
+		answers[pid] = make(chan answer, 1)
+	}
+	places := make(chan struct{}, runtime.NumCPU())
+	go func() {
+		for _, pid := range pids {
+			places <- struct{}{}
+			go func() {
+				maps, err := procfs.ReadSMaps(pid)
+				answers[pid] <- answer{maps, err}
+				<-places
+			}()
+		}
+	}()
+	return func(pid int) ([]procfs.SMap, error) {
+		if answers[pid] == nil {
+			return procfs.ReadSMaps(pid)
+		}
+		a := <-answers[pid]
+		return a.maps, a.err
+	}
 }
 
 func resident(maps []procfs.SMap) (bytes uint64) {
@@ -90,8 +127,9 @@ func inPlace(m procfs.Mapping, list []procfs.SMap) []procfs.SMap {
 // confirmed says whether all flags that were taken are still what they were. The
 // container runs by now: what has gone or changed its kind since says nothing.
 func (f *mapFlags) confirmed() bool {
+	read := readAhead(slices.Collect(maps.Keys(f.taken)))
 	for pid, taken := range f.taken {
-		now, err := procfs.ReadSMaps(pid)
+		now, err := read(pid)
 		if err != nil {
 			continue // ended
 		}

@@ -103,8 +103,8 @@ func hugePool(m *procfs.SMap) bool {
 }
 
 // surveyMappings lists the mappings that can't be saved, and keeps them all.
-func surveyMappings(ctx context.Context, c *container, ref object.ProcRef, objects *object.Capture) error {
-	maps, err := procfs.ReadSMaps(ref.HostPID)
+func surveyMappings(ctx context.Context, c *container, ref object.ProcRef, objects *object.Capture, read readMaps) error {
+	maps, err := read(ref.HostPID)
 	if err != nil {
 		return err
 	}
