@@ -79,6 +79,9 @@ func (t *twins) meet(mark uint64, fresh nextSlot) (at slot, met bool) {
 	t.locks[i%twinLocks].Lock()
 	defer t.locks[i%twinLocks].Unlock()
 	set := &t.sets[i]
+	// To read memory that is new maps the page of zeros, and to write there then takes
+	// a second fault, and a call to every CPU to forget it. So it is written to first.
+	atomic.AddUint32(&set[0].print, 0)
 	for n := range set {
 		if set[n].print == uint32(mark) {
 			return set[n].slot(), true
