@@ -135,12 +135,12 @@ type readBack struct {
 	store *Store
 	chunk uint32 // that raw is of, if have
 	have  bool
-	raw   []byte // ChunkSize
+	raw   []byte // ChunkSize, once there was a chunk to unpack
 	page  []byte // PageSize
 }
 
 func newReadBack(s *Store) *readBack {
-	return &readBack{store: s, raw: make([]byte, ChunkSize), page: make([]byte, PageSize)}
+	return &readBack{store: s, page: make([]byte, PageSize)}
 }
 
 // same says whether the page that is stored at a slot has these bytes. The answer
@@ -156,6 +156,9 @@ func (r *readBack) same(at slot, page []byte) (bool, error) {
 	case !r.have || r.chunk != at.chunk:
 		if !r.store.worth.more() {
 			return false, nil
+		}
+		if r.raw == nil {
+			r.raw = make([]byte, ChunkSize)
 		}
 		r.have = false
 		if _, err := r.store.back.read(c, r.raw); err != nil {

@@ -17,7 +17,7 @@ type Cgroup struct {
 // ParseCgroup parses /proc/PID/cgroup.
 func ParseCgroup(r io.Reader) ([]Cgroup, error) {
 	var out []Cgroup
-	err := eachLine(r, smallFile, func(line []byte) bool {
+	err := eachLine(r, func(line []byte) bool {
 		id, rest, ok := bytes.Cut(line, []byte(":"))
 		names, path, ok2 := cutControllers(rest)
 		c := Cgroup{Path: string(path)}

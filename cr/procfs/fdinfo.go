@@ -123,7 +123,7 @@ const LockToEnd = 1<<63 - 1
 // ParseFDInfo parses /proc/PID/fdinfo/FD.
 func ParseFDInfo(r io.Reader) (FDInfo, error) {
 	p := fdParser{FDInfo: FDInfo{TTYIndex: -1}}
-	if err := eachLine(r, smallFile, p.line); err != nil {
+	if err := eachLine(r, p.line); err != nil {
 		return FDInfo{}, err
 	}
 	const all = seenPos | seenFlags | seenMnt

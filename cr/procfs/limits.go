@@ -31,7 +31,7 @@ func ParseLimits(r io.Reader) ([]Limit, error) {
 	names := strings.Split(limitNames, "|")
 	var out []Limit
 	head := true
-	err := eachLine(r, smallFile, func(line []byte) bool {
+	err := eachLine(r, func(line []byte) bool {
 		if head {
 			head = false
 			return bytes.HasPrefix(line, []byte("Limit "))

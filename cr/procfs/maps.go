@@ -33,7 +33,7 @@ type Mapping struct {
 func ParseMaps(r io.Reader) ([]Mapping, error) {
 	var out []Mapping
 	var last string
-	err := eachLine(r, longFile, func(line []byte) bool {
+	err := eachLine(r, func(line []byte) bool {
 		var m Mapping
 		ok := m.parse(line, &last)
 		out = append(out, m)

@@ -41,7 +41,7 @@ type InetSocket struct {
 func ParseInet(r io.Reader) ([]InetSocket, error) {
 	var out []InetSocket
 	head := true
-	err := eachLine(r, longFile, func(line []byte) bool {
+	err := eachLine(r, func(line []byte) bool {
 		if head {
 			head = false
 			return bytes.Contains(line, []byte("local_address"))

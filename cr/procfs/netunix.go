@@ -26,7 +26,7 @@ const unixAccepting = 0x10000 // __SO_ACCEPTCON
 func ParseUnix(r io.Reader) ([]UnixSocket, error) {
 	var out []UnixSocket
 	head := true
-	err := eachLine(r, longFile, func(line []byte) bool {
+	err := eachLine(r, func(line []byte) bool {
 		if head {
 			head = false
 			return bytes.HasPrefix(line, []byte("Num "))

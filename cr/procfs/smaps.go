@@ -93,7 +93,7 @@ func ParseSMaps(r io.Reader) ([]SMap, error) {
 func EachSMap(r io.Reader, f func(m *SMap) error) error {
 	p := smapParser{flags: map[string]flagSet{}}
 	var failed error
-	err := eachLine(r, longFile, func(line []byte) bool {
+	err := eachLine(r, func(line []byte) bool {
 		if len(line) == 0 {
 			return false
 		}

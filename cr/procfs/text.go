@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"sync"
 )
 
 // ErrFormat means that a file of /proc holds what its parser doesn't know.
@@ -16,12 +17,15 @@ var ErrFormat = errors.New("not understood")
 // up to eleven bytes each.
 const maxLine = 1 << 20
 
-// What one read(2) asks for: much of the price of a long file is in the number
-// of calls.
-const (
-	smallFile = 4 << 10
-	longFile  = 32 << 10
-)
+// smallFile is more than a file of a few lines has.
+const smallFile = 4 << 10
+
+// lineBuffers are what eachLine reads into. Much of the price of a long file is in the
+// number of calls, so they are large; new memory has its price, too, so they are kept.
+var lineBuffers = sync.Pool{New: func() any {
+	b := make([]byte, 32<<10)
+	return &b
+}}
 
 // badLine is the error for a line.
 func badLine(line []byte) error {
@@ -34,9 +38,11 @@ func badLine(line []byte) error {
 
 // eachLine calls f for each line of r, without its newline. The slice is valid
 // until f returns. If f does not understand it, the error quotes the line.
-func eachLine(r io.Reader, buffer int, f func(line []byte) bool) error {
+func eachLine(r io.Reader, f func(line []byte) bool) error {
+	b := lineBuffers.Get().(*[]byte) //nolint:forcetypeassert,errcheck // it holds nothing else
+	defer lineBuffers.Put(b)
 	s := bufio.NewScanner(r)
-	s.Buffer(make([]byte, 0, buffer), maxLine)
+	s.Buffer((*b)[:0], maxLine)
 	s.Split(splitLines)
 	for s.Scan() {
 		if !f(s.Bytes()) {
@@ -187,7 +193,7 @@ type field struct {
 func parseFields(r io.Reader, fields []field) error {
 	seen := make([]bool, len(fields))
 	next := 0
-	err := eachLine(r, smallFile, func(line []byte) bool {
+	err := eachLine(r, func(line []byte) bool {
 		key, value, ok := bytes.Cut(line, []byte(":"))
 		if !ok {
 			return false

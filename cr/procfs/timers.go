@@ -30,7 +30,7 @@ func ParseTimers(r io.Reader) ([]Timer, error) {
 	var out []Timer
 	var t Timer
 	line := 0 // of the four that a timer has
-	err := eachLine(r, smallFile, func(b []byte) bool {
+	err := eachLine(r, func(b []byte) bool {
 		var ok bool
 		switch line {
 		case 0:
