@@ -22,14 +22,14 @@ const module = "github.com/stasis-cr/stasis/"
 // cr/mem, cr/task and namespaces meet in cr. A package that is not here fails.
 var layers = map[string][]string{
 	"cmd/stasis": {
-		"cr", "cr/blob", "cr/blob/dir", "cr/errs", "cr/lazy", "cr/object", "cr/pageserver", "images", "shim/migrate",
+		"cr", "cr/blob", "cr/blob/dir", "cr/errs", "cr/lazy", "cr/object", "cr/ociruntime", "cr/pageserver", "images", "shim/migrate",
 	},
 	"cmd/stasis-migrate":            {"cr", "cr/errs", "shim/daemon", "shim/migrate"},
 	"cmd/containerd-shim-stasis-v1": {"plugin", "shim"},
 	"plugin":                        {"shim"},
 	"shim":                          {"cr", "cr/errs", "images", "namespaces"},
 	"shim/migrate":                  {"cr", "cr/blob/dir", "cr/fault", "cr/pageserver"},
-	"shim/daemon":                   {"cr", "cr/errs", "shim"},
+	"shim/daemon":                   {"cr", "cr/errs", "cr/ociruntime", "shim"},
 	"images":                        {"cr", "cr/blob", "cr/blob/dir", "cr/errs"},
 
 	"cr": {
@@ -50,6 +50,7 @@ var layers = map[string][]string{
 	"cr/blob/dir/dirtest":    {"cr/blob", "cr/blob/dir"},
 	"cr/pageserver/pagetest": {"cr/pageserver"},
 	"cr/procfs":              {"cr/errs"},
+	"cr/ociruntime":          {},
 	"cr/sys":                 {},
 	"cr/errs":                {},
 	"cr/fault":               {},

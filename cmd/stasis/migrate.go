@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/stasis-cr/stasis/cr/ociruntime"
 	"github.com/stasis-cr/stasis/cr/pageserver"
 	"github.com/stasis-cr/stasis/shim/migrate"
 )
@@ -193,8 +194,8 @@ func (a *app) findMigrate() (string, error) {
 		return "", err
 	}
 	beside := filepath.Join(filepath.Dir(self), migrate.Command)
-	for _, path := range append([]string{beside}, a.inPath(migrate.Command)...) {
-		if usable(path) == nil {
+	for _, path := range append([]string{beside}, ociruntime.InPath(migrate.Command, a.getenv)...) {
+		if ociruntime.Usable(path) == nil {
 			return path, nil
 		}
 	}

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/typeurl/v2"
 
+	"github.com/stasis-cr/stasis/cr/ociruntime"
 	"github.com/stasis-cr/stasis/shim"
 )
 
@@ -19,8 +19,6 @@ const (
 	// runcRoot is where a shim has runc keep its state if the runtime's options
 	// don't say (containerd's cmd/containerd-shim-runc-v2/process).
 	runcRoot = "/run/containerd/runc"
-	// runtimeEnv names the OCI runtime where the runtime's options don't.
-	runtimeEnv = "STASIS_RUNTIME"
 	// command is the shim's runtime, which runs the OCI runtime of the host.
 	command = "stasis"
 )
@@ -53,34 +51,10 @@ func stateRoot(o *options.Options, namespace string) string {
 // findRuntime returns the path of the OCI runtime that the shim runs. A name in
 // the options that is stasis itself says nothing about it.
 func findRuntime(binary string) (string, error) {
-	if binary == "" || filepath.Base(binary) == command {
-		binary = os.Getenv(runtimeEnv)
+	if filepath.Base(binary) == command {
+		binary = ""
 	}
-	if binary != "" {
-		return lookPath(binary)
-	}
-	for _, name := range []string{"runc", "crun"} {
-		path, err := lookPath(name)
-		if err == nil || !errors.Is(err, exec.ErrNotFound) {
-			return path, err
-		}
-	}
-	return "", fmt.Errorf("no OCI runtime: neither runc nor crun is in PATH; name one with %s", runtimeEnv)
-}
-
-func lookPath(name string) (string, error) {
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return "", fmt.Errorf("OCI runtime %s: %w", name, err)
-	}
-	st, err := os.Stat(path)
-	if err != nil {
-		return "", fmt.Errorf("OCI runtime %s: %w", name, err)
-	}
-	if self, err := os.Stat("/proc/self/exe"); err == nil && os.SameFile(st, self) {
-		return "", fmt.Errorf("OCI runtime %s is stasis itself; name another with %s", path, runtimeEnv)
-	}
-	return filepath.Abs(path)
+	return ociruntime.Find(binary, os.Getenv)
 }
 
 // checkState says clearly that the runtime does not know a container.
