@@ -4,20 +4,24 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/api/runtime/task/v3"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/ttrpc"
 
 	"github.com/stasis-cr/stasis/integration/harness"
 	"github.com/stasis-cr/stasis/shim/daemon"
@@ -266,6 +270,56 @@ func (m *move) removed() {
 				m.t.Errorf("ctr %s of %s: %s", list, w.Namespace, out)
 			}
 		}
+	}
+}
+
+// TestDaemonHalfRemoved: somebody has died in the middle of a removal, when the shim
+// had deleted its task and containerd had not heard of it. Who removes the container
+// then leaves nothing, and another one can have its name.
+func TestDaemonHalfRemoved(t *testing.T) {
+	w := newWorld(t, harness.Config{})
+	for _, runtime := range []string{harness.RuntimeName, "io.containerd.runc.v2"} {
+		w.run(runtime, nil, "c1")
+		src, err := daemon.OpenSource(t.Context(), daemon.Address{Socket: w.Address, Namespace: w.Namespace}, "c1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.ctr("tasks", "kill", "-s", "KILL", "c1")
+		w.waitStatus("c1", "STOPPED")
+		w.deleteInShim("c1")
+		if err := errors.Join(src.Remove(t.Context()), src.Close()); err != nil {
+			t.Errorf("%s: %v", runtime, err)
+		}
+		if out := w.ctr("tasks", "ls") + w.ctr("containers", "ls"); strings.Contains(out, "c1") {
+			t.Errorf("%s: left: %s", runtime, out)
+		}
+	}
+	w.run(harness.RuntimeName, nil, "c1")
+	w.remove("c1")
+}
+
+// deleteInShim deletes a task that has ended behind containerd's back.
+func (w *world) deleteInShim(id string) {
+	w.t.Helper()
+	path := filepath.Join(filepath.Dir(w.Address), "io.containerd.runtime.v2.task", w.Namespace, id, "bootstrap.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var shim struct{ Address string }
+	if err := json.Unmarshal(b, &shim); err != nil {
+		w.t.Fatal(err)
+	}
+	c, err := net.Dial("unix", strings.TrimPrefix(shim.Address, "unix://"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer c.Close()
+	client := ttrpc.NewClient(c)
+	defer client.Close()
+	ctx := namespaces.WithNamespace(w.t.Context(), w.Namespace)
+	if _, err := task.NewTTRPCTaskClient(client).Delete(ctx, &task.DeleteRequest{ID: id}); err != nil {
+		w.t.Fatal(err)
 	}
 }
 

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 )
 
 // Bounds in time of what does not end with the caller's context.
@@ -83,7 +85,7 @@ func (d *daemon) remove(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("container %s: %w", id, err)
 	}
-	if err := endTask(ctx, c); err != nil {
+	if err := d.endTask(ctx, c); err != nil {
 		return err
 	}
 	if err := c.Delete(ctx, client.WithSnapshotCleanup); err != nil && !errdefs.IsNotFound(err) {
@@ -92,11 +94,17 @@ func (d *daemon) remove(ctx context.Context, id string) error {
 	return nil
 }
 
-// endTask kills a container's task, waits for its end and deletes it.
-func endTask(ctx context.Context, c client.Container) error {
+// endTask kills a container's task, waits for its end and deletes it. Who died while
+// it did that may have left a shim that has no task any more: containerd asks it and
+// says that there is none, but keeps shim and name until it is told to delete it.
+func (d *daemon) endTask(ctx context.Context, c client.Container) error {
 	task, err := c.Task(ctx, nil)
 	if err == nil {
 		_, err = task.Delete(ctx, client.WithProcessKill)
+	}
+	if errdefs.IsNotFound(err) {
+		_, err = d.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: c.ID()})
+		err = errgrpc.ToNative(err)
 	}
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("end the task of container %s: %w", c.ID(), err)

@@ -368,7 +368,7 @@ func (t *Target) start(ctx context.Context, dir string) (pid int, err error) {
 	if err != nil {
 		ctx, cancel := t.cleaning(ctx)
 		defer cancel()
-		return 0, errors.Join(err, endTask(ctx, c))
+		return 0, errors.Join(err, t.endTask(ctx, c))
 	}
 	return int(task.Pid()), nil
 }
