@@ -21,7 +21,7 @@ var moreThreads = sync.OnceFunc(func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0
 // ballast is memory that is never touched, and so takes none, but counts for the
 // garbage collector: it begins when there is as much again, and not at 4 MiB as for a
 // small program. What a checkpoint or a restore throws away is less than that, unless
-// there are very many tasks, and the collector took a seventh of the time of a small one.
+// there are very many tasks, and the collector took a tenth of the time of a small one.
 var ballast []byte
 
 const ballastSize = 32 << 20
