@@ -9,6 +9,7 @@ import (
 	"path"
 	"sync"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/stasis-cr/stasis/cr/blob"
@@ -82,7 +83,36 @@ type storeFile struct {
 	f       *os.File
 	store   uint32 // its number, as chunks say it
 	size    uint64
-	writers int // that are at it
+	sent    uint64 // so much of it is on its way to the disk, but for what is being written
+	writers int    // that are at it
+}
+
+// window is how much of a file is written before the disk is asked to take it. No
+// more than three are in memory only.
+const window = 8 << 20
+
+// toDisk has the disk take what was written, and waits for what it was to take before.
+// Else the kernel lets memory fill with what we write, and then makes all who write
+// wait for the disk, the container too, for up to 200 ms (mm/page-writeback.c,
+// MAX_PAUSE). mu guards f.
+func (f *storeFile) toDisk(mu *sync.Mutex) error {
+	mu.Lock()
+	at := f.sent
+	due := f.size-at >= 2*window
+	if due {
+		f.sent += window
+	}
+	mu.Unlock()
+	if !due {
+		return nil
+	}
+	if at >= window {
+		const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+		if err := unix.SyncFileRange(int(f.f.Fd()), int64(at-window), window, all); err != nil {
+			return err
+		}
+	}
+	return unix.SyncFileRange(int(f.f.Fd()), int64(at), window, unix.SYNC_FILE_RANGE_WRITE)
 }
 
 // NewStore writes to f, which is open for reading, too, and stays the caller's, as do
@@ -137,7 +167,15 @@ func (s *Store) put(i uint32, raw []byte) error {
 	if err != nil {
 		return fmt.Errorf("page store: chunk %d: %w", i, err)
 	}
-	return s.write(i, stored, len(raw), codec)
+	if err := s.write(i, stored, len(raw), codec); err != nil {
+		return err
+	}
+	for _, f := range s.files {
+		if err := f.toDisk(&s.mu); err != nil {
+			return fmt.Errorf("page store: %w", err)
+		}
+	}
+	return nil
 }
 
 // write appends the stored bytes of a chunk.

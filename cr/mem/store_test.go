@@ -164,6 +164,9 @@ func TestSpread(t *testing.T) {
 	if got := index.OwnSize(); got != uint64(s.Size()) {
 		t.Errorf("%d bytes, want %d", got, s.Size())
 	}
+	if f := s.files[0]; f.sent == 0 || f.sent%window != 0 || f.sent > f.size || f.size-f.sent >= 2*window {
+		t.Errorf("the disk was asked to take %d of %d bytes", f.sent, f.size)
+	}
 	p, buf := OpenPages(index, files[0], files[1]), make([]byte, ChunkSize)
 	for i := range p.Len() {
 		if b, err := p.Chunk(i, buf); err != nil || !bytes.Equal(b, noise(uint64(i), ChunkSize)) {
