@@ -73,6 +73,7 @@ type Store struct {
 	mu     sync.Mutex
 	size   uint64 // of all files
 	files  []*storeFile
+	ahead  uint64 // mostAhead, but in tests
 	chunks []*blob.Chunk
 
 	parents []*blob.ParentStore
@@ -83,22 +84,26 @@ type storeFile struct {
 	f       *os.File
 	store   uint32 // its number, as chunks say it
 	size    uint64
-	sent    uint64 // so much of it is on its way to the disk, but for what is being written
+	sent    uint64 // so much of it the disk was asked to take
 	writers int    // that are at it
 }
 
-// window is how much of a file is written before the disk is asked to take it. No
-// more than three are in memory only.
+// window is what the disk is asked to take at a time.
 const window = 8 << 20
 
-// toDisk has the disk take what was written, and waits for what it was to take before.
-// Else the kernel lets memory fill with what we write, and then makes all who write
-// wait for the disk, the container too, for up to 200 ms (mm/page-writeback.c,
-// MAX_PAUSE). mu guards f.
-func (f *storeFile) toDisk(mu *sync.Mutex) error {
+// mostAhead is how many bytes may be written that the disk has not been asked to take.
+// Up to there a store is written as fast as memory is: a copy that waits for the disk
+// takes so long that the container has written much again when it ends.
+const mostAhead = 1 << 30
+
+// toDisk has the disk take what was written before the last so many bytes, and waits
+// for what it was to take before. Else the kernel lets memory fill with what we write,
+// and then makes all who write wait for the disk, the container too, for up to 200 ms
+// (mm/page-writeback.c, MAX_PAUSE). mu guards f.
+func (f *storeFile) toDisk(mu *sync.Mutex, last uint64) error {
 	mu.Lock()
 	at := f.sent
-	due := f.size-at >= 2*window
+	due := f.size >= at+window+last
 	if due {
 		f.sent += window
 	}
@@ -118,7 +123,7 @@ func (f *storeFile) toDisk(mu *sync.Mutex) error {
 // NewStore writes to f, which is open for reading, too, and stays the caller's, as do
 // all files in o.
 func NewStore(f *os.File, o StoreOptions) *Store {
-	s := &Store{enc: newEncoder(o.Codec), twins: newTwins()}
+	s := &Store{enc: newEncoder(o.Codec), twins: newTwins(), ahead: mostAhead}
 	if o.Parent != nil {
 		s.chunks, s.parents = o.Parent.chunks, o.Parent.stores
 	}
@@ -171,7 +176,7 @@ func (s *Store) put(i uint32, raw []byte) error {
 		return err
 	}
 	for _, f := range s.files {
-		if err := f.toDisk(&s.mu); err != nil {
+		if err := f.toDisk(&s.mu, s.ahead/uint64(len(s.files))); err != nil {
 			return fmt.Errorf("page store: %w", err)
 		}
 	}

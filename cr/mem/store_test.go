@@ -145,6 +145,7 @@ func spreadStore(t *testing.T, o StoreOptions) (*Store, []*os.File) {
 	files := []*os.File{tempFile(t), tempFile(t)}
 	o.More = files[1:]
 	s := NewStore(files[0], o)
+	s.ahead = 2 * window
 	for i := range uint64(spreadFrom/ChunkSize + 2) {
 		if _, err := s.Put(noise(i, ChunkSize)); err != nil {
 			t.Fatal(err)
