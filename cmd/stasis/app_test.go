@@ -130,6 +130,10 @@ func TestFindRuntime(t *testing.T) {
 	if got, err := f.findRuntime(&global{}); err == nil {
 		t.Errorf("%q", got)
 	}
+	f.env = []string{"PATH=/nowhere"}
+	if got, err := f.findRuntime(&global{}); err == nil || !strings.Contains(err.Error(), "--runtime") {
+		t.Errorf("%q, %v: does not say what would help", got, err)
+	}
 }
 
 // TestCheckpointFlags sends what containerd, podman and CRI-O send.

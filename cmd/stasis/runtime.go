@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/stasis-cr/stasis/cr/ociruntime"
@@ -22,4 +23,10 @@ func (a *app) passThrough(g *global, args []string) error {
 
 // findRuntime returns the path of the OCI runtime that --runtime names, or of the
 // host's.
-func (a *app) findRuntime(g *global) (string, error) { return ociruntime.Find(g.runtime, a.getenv) }
+func (a *app) findRuntime(g *global) (string, error) {
+	path, err := ociruntime.Find(g.runtime, a.getenv)
+	if errors.Is(err, ociruntime.ErrNone) {
+		err = fmt.Errorf("%w, or --runtime", err)
+	}
+	return path, err
+}

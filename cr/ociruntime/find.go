@@ -14,6 +14,9 @@ import (
 // Env names the OCI runtime where the caller does not.
 const Env = "STASIS_RUNTIME"
 
+// ErrNone says that nobody named a runtime, and that there is none.
+var ErrNone = errors.New("no OCI runtime: neither runc nor crun is in PATH")
+
 // defaultPath is searched if there is no PATH: conmon and podman pass hardly any
 // environment.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -34,7 +37,7 @@ func Find(name string, getenv func(string) string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("no OCI runtime: neither runc nor crun is in PATH; %s can name one", Env)
+	return "", fmt.Errorf("%w; %s can name one", ErrNone, Env)
 }
 
 // look finds an executable, by path or in PATH. What is in the way of one that
